@@ -1,0 +1,2 @@
+//! The enclos command.
+fn main() {}

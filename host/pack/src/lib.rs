@@ -1,0 +1,1 @@
+//! Build time: lay out, rewrite, measure and sign an image; inspect one.

@@ -1,0 +1,1 @@
+//! The untrusted side: load an image, call it, serve its requests.

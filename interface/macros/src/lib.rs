@@ -1,0 +1,1 @@
+//! The #[enclos::interface] attribute.

@@ -1,0 +1,1 @@
+//! What crosses the host/enclave boundary: contracts, frames, limits, the measured manifest and the image format.

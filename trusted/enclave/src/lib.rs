@@ -1,0 +1,1 @@
+//! What an enclave application links: serve contracts, call host services, seal, report.

@@ -1,0 +1,2 @@
+//! The runtime measured first into every Enclos image.
+fn main() {}

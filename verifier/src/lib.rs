@@ -1,0 +1,1 @@
+//! The relying party: evidence, collateral, appraisal and policy.

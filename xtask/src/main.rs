@@ -1,0 +1,2 @@
+//! Workspace tasks: cargo xtask test.
+fn main() {}
