@@ -1,0 +1,1 @@
+//! The emulated SGX CPU.

@@ -1,0 +1,1 @@
+//! The Linux SGX driver and vDSO.
