@@ -1,0 +1,281 @@
+//! Transitions with a hand-written enclave of a few instructions, below the level of ECREATE and EINIT.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sgx_isa::ErrorCode;
+
+use super::thread::{EnclaveDescription, EnclaveThreads, Fault, Leaves, TcsDescription, enter_function, thread_context};
+use crate::{EENTER, EEXIT, ERESUME, Run};
+
+const SIZE: u64 = 0x10000;
+const CODE: u64 = 0x1000;
+const DATA: u64 = 0x2000;
+const TCS: u64 = 0x3000;
+const SSA: u64 = 0x4000;
+
+// Operations of the test enclave, in RDI.
+const NOP: u64 = 0;
+const CALL: u64 = 1;
+const SPIN: u64 = 2;
+const HANDLE: u64 = 3;
+const FAULT: u64 = 4;
+const TRAP_EXIT: u64 = 5;
+const DIVIDE: u64 = 6;
+
+unsafe extern "C" {
+    static enclos_test_enclave: u8;
+    static enclos_test_enclave_end: u8;
+    static enclos_test_enclave_fast: u8;
+}
+
+core::arch::global_asm!(
+    r#"
+    .text
+    .p2align 6
+    .global enclos_test_enclave, enclos_test_enclave_end, enclos_test_enclave_fast
+enclos_test_enclave:
+    cmp rdi, 3
+    je 3f
+    mov gs:[0], rcx
+    cmp rdi, 1
+    je 1f
+    cmp rdi, 2
+    je 2f
+    cmp rdi, 4
+    je 4f
+    cmp rdi, 5
+    je 5f
+    cmp rdi, 6
+    je 6f
+    mov esi, 77
+    jmp 8f
+1:  mov eax, 39
+    syscall
+    mov rsi, rax
+    jmp 8f
+    # spin RDX times; registers, an XMM register and the red zone must survive whatever happens meanwhile
+2:  mov gs:[16], rsp
+    rdgsbase rsp
+    add rsp, 0x800
+    mov r12, rdx
+    mov r13, 0x1234567
+    movq xmm5, r13
+    mov [rsp - 8], r13
+    xor esi, esi
+7:  add rsi, 1
+    dec r12
+    jnz 7b
+    movq r14, xmm5
+    cmp r14, r13
+    jne 9f
+    cmp [rsp - 8], r13
+    jne 9f
+    mov rsp, gs:[16]
+    jmp 8f
+    # at CSSA = 1: the interrupted SYSCALL or DIV is stepped over with RAX = 1234
+3:  mov gs:[8], rcx
+    rdgsbase rdx
+    add rdx, 0x2000 + 4096 - 184
+    mov rsi, [rdx + 160]
+    add qword ptr [rdx + 136], 2
+    mov qword ptr [rdx], 1234
+    mov rbx, gs:[8]
+    mov eax, 4
+    jmp 10f
+4:  mov rsi, [0x5000]
+    ud2
+5:  mov rbx, gs:[0]
+    mov eax, 4
+    .byte 0x0f, 0x01, 0xd7
+    ud2
+6:  mov eax, 7
+    xor edx, edx
+    xor ecx, ecx
+    div ecx
+    mov rsi, rax
+    jmp 8f
+9:  mov rsi, -1
+8:  mov rbx, gs:[0]
+    mov eax, 4
+10:
+enclos_test_enclave_fast:
+    .byte 0x0f, 0x01, 0xd7, 0x66, 0x90
+    ud2
+enclos_test_enclave_end:
+"#
+);
+
+struct NoLeaves;
+impl Leaves for NoLeaves {
+    fn ereport(&self, _: u64, _: u64, _: u64) -> Result<(), Fault> {
+        Err(Fault::GeneralProtection)
+    }
+    fn egetkey(&self, _: u64, _: u64) -> Result<Result<(), ErrorCode>, Fault> {
+        Err(Fault::GeneralProtection)
+    }
+}
+
+fn enclave(fast: bool) -> (Arc<EnclaveThreads>, u64) {
+    // SAFETY: new mappings; code and tables lie within them.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let at = libc::mmap(core::ptr::null_mut(), 3 * SIZE as usize, libc::PROT_NONE, flags, -1, 0) as u64;
+        let base = (at + SIZE) & !(SIZE - 1);
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        libc::mprotect((base + CODE) as *mut _, 0x2000, rw);
+        libc::mprotect((base + SSA) as *mut _, 0x2000, rw);
+        let code = &raw const enclos_test_enclave;
+        let len = (&raw const enclos_test_enclave_end).offset_from_unsigned(code);
+        core::ptr::copy_nonoverlapping(code, (base + CODE) as *mut u8, len);
+        libc::mprotect((base + CODE) as *mut _, 0x1000, libc::PROT_READ | libc::PROT_EXEC);
+        let site = (&raw const enclos_test_enclave_fast).offset_from_unsigned(code) as u64;
+        let threads = EnclaveThreads::register(EnclaveDescription {
+            base,
+            size: SIZE,
+            xfrm: 7,
+            exinfo: true,
+            ssa_frame_bytes: 4096,
+            tcs: vec![TcsDescription {
+                address: base + TCS,
+                ossa: SSA,
+                nssa: 2,
+                usable_frames: 2,
+                oentry: CODE,
+                ofsbase: 0x7000,
+                ogsbase: DATA,
+                debug_opt_in: false,
+            }],
+            gate: true,
+            leaves: Box::new(NoLeaves),
+        })
+        .unwrap();
+        if fast {
+            threads.patch_enclu_sites(&[CODE + site], |_| true);
+        }
+        thread_context().unwrap();
+        (threads, base)
+    }
+}
+
+/// Enters and returns RSI, which the Rust compiler cannot know of.
+fn enter(base: u64, leaf: u32, op: u64, arg: u64) -> (Run, u64) {
+    let mut run = Run::new(base + TCS);
+    let rsi: u64;
+    let function = enter_function();
+    // SAFETY: the stack argument is pushed and popped here; callee-saved registers other than RBX and RBP are declared.
+    unsafe {
+        core::arch::asm!(
+            "push rax",
+            "push rax",
+            "call {f}",
+            "pop rcx",
+            "pop rcx",
+            f = in(reg) function,
+            inout("rax") &raw mut run => _,
+            inout("rdi") op => _,
+            inout("rsi") 0_u64 => rsi,
+            inout("rdx") arg => _,
+            inout("rcx") u64::from(leaf) => _,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            clobber_abi("C"),
+        );
+    }
+    (run, rsi)
+}
+
+#[test]
+fn eexit_by_gate_and_by_trap() {
+    for fast in [true, false] {
+        let (e, base) = enclave(fast);
+        for _ in 0..3 {
+            let (run, rsi) = enter(base, EENTER, NOP, 0);
+            assert_eq!((run.function, rsi), (EEXIT, 77));
+        }
+        let (run, _) = enter(base, EENTER, TRAP_EXIT, 0);
+        assert_eq!(run.function, EEXIT);
+        assert_eq!((e.transitions().eenter, e.transitions().aex), (4, 0));
+    }
+}
+
+#[test]
+fn a_linux_call_inside_is_an_invalid_opcode() {
+    let (e, base) = enclave(true);
+    let (run, _) = enter(base, EENTER, CALL, 0);
+    assert_eq!((run.function, run.exception_vector), (ERESUME, 6));
+    let (run, info) = enter(base, EENTER, HANDLE, 0);
+    assert_eq!((run.function, info & 0xffff_ffff), (EEXIT, 1 << 31 | 3 << 8 | 6));
+    let (run, rsi) = enter(base, ERESUME, 0, 0);
+    assert_eq!((run.function, rsi), (EEXIT, 1234));
+    let t = e.transitions();
+    assert_eq!((t.eenter, t.eresume, t.aex), (2, 1, 1));
+}
+
+#[test]
+fn faults_are_reported_and_survived() {
+    let (_e, base) = enclave(true);
+    let (run, _) = enter(base, EENTER, FAULT, 0);
+    assert_eq!((run.exception_vector, run.exception_addr), (14, 0x5000));
+    // The TCS is at CSSA = 1 now; a second fault uses up the last frame, then EENTER itself faults.
+    let (run, _) = enter(base, EENTER, DIVIDE, 0);
+    assert_eq!((run.function, run.exception_vector), (ERESUME, 0));
+    let (run, _) = enter(base, EENTER, NOP, 0);
+    assert_eq!((run.function, run.exception_vector), (EENTER, 13));
+}
+
+#[test]
+fn eresume_without_a_frame_faults() {
+    let (_e, base) = enclave(true);
+    let (run, _) = enter(base, ERESUME, 0, 0);
+    assert_eq!((run.function, run.exception_vector), (ERESUME, 13));
+    let (run, _) = enter(base + 0x1000, EENTER, 0, 0);
+    assert_eq!((run.function, run.exception_vector), (EENTER, 14));
+}
+
+#[test]
+fn signals_while_inside_are_harmless() {
+    thread_local! { static SEEN: AtomicU64 = const { AtomicU64::new(0) } }
+    static INSIDE: AtomicU64 = AtomicU64::new(0);
+    static RANGE: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn on_alarm(_: i32, _: *mut libc::siginfo_t, uc: *mut libc::c_void) {
+        SEEN.with(|s| s.fetch_add(1, Ordering::Relaxed));
+        // SAFETY: the kernel's context.
+        let rip = unsafe { (*uc.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] as u64 };
+        if rip.wrapping_sub(RANGE.load(Ordering::Relaxed)) < SIZE {
+            INSIDE.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (e, base) = enclave(true);
+    RANGE.store(base, Ordering::Relaxed);
+    // SAFETY: a handler of our own, and a timer that sends this thread a signal every 200 us.
+    let timer = unsafe {
+        let mut action: libc::sigaction = core::mem::zeroed();
+        action.sa_sigaction = on_alarm as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGALRM, &action, core::ptr::null_mut()), 0);
+        let mut event: libc::sigevent = core::mem::zeroed();
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGALRM;
+        event.sigev_notify_thread_id = libc::gettid();
+        let mut timer = core::mem::zeroed();
+        assert_eq!(libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer), 0);
+        let every = libc::timespec { tv_sec: 0, tv_nsec: 200_000 };
+        let spec = libc::itimerspec { it_interval: every, it_value: every };
+        assert_eq!(libc::timer_settime(timer, 0, &spec, core::ptr::null_mut()), 0);
+        timer
+    };
+    for _ in 0..20 {
+        let (run, count) = enter(base, EENTER, SPIN, 20_000_000);
+        assert_eq!((run.function, count), (EEXIT, 20_000_000));
+        for _ in 0..20_000 {
+            assert_eq!(enter(base, EENTER, NOP, 0).1, 77);
+        }
+    }
+    // SAFETY: our timer.
+    unsafe { libc::timer_delete(timer) };
+    let t = e.transitions();
+    assert!(t.aex > 100 && t.aex == t.eresume, "{t:?}");
+    assert!(SEEN.with(|s| s.load(Ordering::Relaxed)) >= t.aex);
+    assert_eq!(INSIDE.load(Ordering::Relaxed), 0, "a handler saw an address of the enclave");
+}
