@@ -96,8 +96,10 @@ pub mod status {
     /// The result is larger than the reply buffer: the length says what is needed. The callee keeps the result: call
     /// again on the same thread with [`super::FETCH_REPLY`] and a larger buffer.
     pub const REPLY_TOO_LARGE: u64 = 4;
-    /// The manifest or the host does not offer this service; no payload.
+    /// The manifest or the host does not offer this service; the payload says why, UTF-8.
     pub const NOT_PERMITTED: u64 = 5;
+    /// The result does not encode or is larger than [`super::MAX_MESSAGE`]; the payload says which, UTF-8.
+    pub const BAD_RESULT: u64 = 6;
 }
 
 /// What the enclave may ask of the host: RSI with [`exit::HOST_CALL`]. Arguments are RDX, R8, R9 (below a, b, c);
