@@ -1,1 +1,320 @@
-//! The emulated SGX CPU.
+//! The emulated SGX CPU: an implementation of the SGX architecture in user space.
+//!
+//! - [`machine`]: what all enclaves share: secrets, versions, the EPC account;
+//! - [`enclave`]: SECS and EPCM, and the leaf functions ECREATE, EADD, EEXTEND, EINIT;
+//! - [`keys`]: EREPORT and EGETKEY;
+//! - `thread`, `signal`, `transitions`: EENTER, ERESUME, EEXIT and asynchronous exits.
+//!
+//! **It protects nothing**: enclave pages are ordinary memory of this process, and the secrets lie in a file.
+
+pub mod enclave;
+pub mod keys;
+pub mod machine;
+mod measure;
+mod signal;
+mod signature;
+mod thread;
+#[cfg(test)]
+mod thread_tests;
+mod transitions;
+
+use std::sync::Arc;
+
+use sgx_isa::{AttributesFlags, ErrorCode, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
+
+use self::enclave::{EnclaveState, check_secs};
+use self::machine::{Machine, MachineConfig, StateError};
+pub use self::thread::Transitions;
+use self::thread::{EnclaveDescription, EnclaveThreads, Leaves, TcsDescription};
+use crate::memory::{PAGE, Reservation};
+use crate::{Build, CreateParams, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError};
+
+/// Address space kept below ELRANGE, within reach of a `jmp rel32` from it: for the gate page.
+const BELOW: u64 = PAGE;
+
+/// The emulated platform.
+#[derive(Clone, Debug)]
+pub struct Emulator {
+    machine: Arc<Machine>,
+    gate: bool,
+}
+
+impl Emulator {
+    /// An emulator of the user's machine ([`MachineConfig::default`]).
+    ///
+    /// # Errors
+    /// When its secrets cannot be read or made.
+    pub fn new() -> Result<Self, StateError> {
+        Ok(Self::on(Machine::new(&MachineConfig::default())?))
+    }
+
+    /// An emulator of this machine.
+    pub fn on(machine: Arc<Machine>) -> Self {
+        Self { machine, gate: true }
+    }
+
+    /// The fidelity mode: no ENCLU instruction is replaced in the loaded copy, each one traps. Slow.
+    #[must_use]
+    pub fn trapping(self) -> Self {
+        Self { gate: false, ..self }
+    }
+
+    /// The machine it emulates.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    fn begin(&self, params: &CreateParams) -> Result<Builder, PlatformError> {
+        let mut secs = Secs {
+            size: params.size,
+            ssaframesize: params.ssa_frame_size,
+            miscselect: params.miscselect,
+            attributes: params.attributes,
+            ..Secs::default()
+        };
+        // Address 0 is aligned to everything: whatever is wrong besides the base shows before space is reserved.
+        check_secs(&self.machine, &secs)?;
+        if !params.attributes.flags.contains(AttributesFlags::MODE64BIT) {
+            return Err(PlatformError::Unsupported {
+                what: "running 32-bit enclaves in a 64-bit process".into(),
+                cure: "set ATTRIBUTES.MODE64BIT".into(),
+            });
+        }
+        let memory = Reservation::new(params.size, BELOW)?;
+        secs.baseaddr = memory.base();
+        let state = EnclaveState::ecreate(self.machine.clone(), &secs)?;
+        Ok(Builder { state, memory, gate: self.gate })
+    }
+}
+
+impl Platform for Emulator {
+    fn kind(&self) -> Kind {
+        Kind::Emulated
+    }
+
+    fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError> {
+        Ok(Box::new(self.begin(params)?))
+    }
+}
+
+/// An enclave under construction: its state, and its pages at their final addresses, writable.
+struct Builder {
+    state: EnclaveState,
+    memory: Reservation,
+    gate: bool,
+}
+
+impl Builder {
+    /// EADD of one page whose chunks are measured as the bits of `chunks` say.
+    fn add_page(
+        &mut self,
+        offset: u64,
+        secinfo: &Secinfo,
+        contents: &[u8; PAGE as usize],
+        chunks: u16,
+    ) -> Result<(), PlatformError> {
+        let mut page = *contents;
+        self.state.eadd(offset, secinfo, &mut page)?;
+        self.memory.protect(offset, PAGE, libc::PROT_READ | libc::PROT_WRITE)?;
+        let at = self.memory.range(offset, PAGE);
+        // SAFETY: one page of ours, just made writable.
+        unsafe { core::ptr::copy_nonoverlapping(page.as_ptr(), at, PAGE as usize) };
+        let (parts, _) = page.as_chunks::<256>();
+        for (i, part) in parts.iter().enumerate().filter(|(i, _)| chunks >> i & 1 == 1) {
+            self.state.eextend(offset + i as u64 * 256, part)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, sigstruct: &Sigstruct) -> Result<Enclave, PlatformError> {
+        self.state.einit(sigstruct, None)?;
+        for run in self.state.runs() {
+            let protection = match run.info.page_type {
+                PageType::Reg => protection_of(run.info.permissions),
+                _ => libc::PROT_NONE,
+            };
+            self.memory.protect(run.first * PAGE, run.count * PAGE, protection)?;
+        }
+        let state = Arc::new(self.state);
+        let secs = state.secs();
+        let threads = EnclaveThreads::register(EnclaveDescription {
+            base: secs.base,
+            size: secs.size,
+            xfrm: secs.attributes.xfrm,
+            exinfo: secs.miscselect.contains(Miscselect::EXINFO),
+            ssa_frame_bytes: u64::from(secs.ssa_frame_size) * PAGE,
+            tcs: state.tcs().iter().map(|tcs| describe(&state, tcs)).collect(),
+            gate: self.gate,
+            leaves: Box::new(LeafFunctions(state.clone())),
+        })?;
+        Ok(Enclave { threads, state, memory: self.memory })
+    }
+}
+
+impl Build for Builder {
+    fn base(&self) -> u64 {
+        self.memory.base()
+    }
+
+    fn add(&mut self, pages: &Pages<'_>) -> Result<(), PlatformError> {
+        let fault = |rule| PlatformError::Fault { leaf: "EADD", fault: "#GP(0)", rule };
+        let secinfo = Secinfo { flags: pages.secinfo, ..Secinfo::default() };
+        let source = match pages.data {
+            None => None,
+            Some(data) => {
+                let (source, rest) = data.as_chunks::<{ PAGE as usize }>();
+                if !rest.is_empty() || source.len() as u64 != pages.count {
+                    return Err(fault("the source must be as many whole pages as are to be added"));
+                }
+                Some(source)
+            }
+        };
+        let permissions = SecinfoFlags::R | SecinfoFlags::W | SecinfoFlags::X;
+        if pages.secinfo.page_type() == PageType::Tcs as u8 {
+            if pages.secinfo.intersects(permissions) {
+                // EADD would clear them silently; the Linux driver refuses (sgx_validate_secinfo).
+                return Err(fault("a TCS page must be added without permissions"));
+            }
+            for i in 0..pages.count {
+                let contents = source.map_or(&ZEROS, |s| &s[i as usize]);
+                let chunks = if pages.measured { 0xffff } else { 0 };
+                self.add_page(pages.offset.wrapping_add(i * PAGE), &secinfo, contents, chunks)?;
+            }
+            return Ok(());
+        }
+        self.state.admit_regular(pages.offset, pages.count, &secinfo)?;
+        let Some(source) = source else {
+            for i in 0..pages.count {
+                self.state.measure_regular(pages.offset + i * PAGE, pages.measured.then_some(&ZEROS));
+            }
+            return Ok(());
+        };
+        let len = pages.count * PAGE;
+        self.memory.protect(pages.offset, len, libc::PROT_READ | libc::PROT_WRITE)?;
+        let target = self.memory.range(pages.offset, len);
+        if pages.count > 4 {
+            // One call instead of a page fault each. A kernel before 5.14 refuses, and the faults happen.
+            // SAFETY: our own pages, writable.
+            unsafe { libc::madvise(target.cast(), len as usize, libc::MADV_POPULATE_WRITE) };
+        }
+        for (i, contents) in source.iter().enumerate() {
+            let at = i as u64 * PAGE;
+            // SAFETY: within the run just made writable; the source is not in it, for nobody else knows its address.
+            unsafe {
+                core::ptr::copy_nonoverlapping(contents.as_ptr(), target.add(at as usize), PAGE as usize)
+            };
+            self.state.measure_regular(pages.offset + at, pages.measured.then_some(contents));
+        }
+        Ok(())
+    }
+
+    fn init(self: Box<Self>, sigstruct: &Sigstruct) -> Result<Arc<dyn Initialized>, PlatformError> {
+        Ok(Arc::new(self.finish(sigstruct)?))
+    }
+}
+
+/// An initialised enclave on the emulator.
+pub struct Enclave {
+    // First, so that nobody can enter when the memory goes.
+    threads: Arc<EnclaveThreads>,
+    state: Arc<EnclaveState>,
+    memory: Reservation,
+}
+
+impl Enclave {
+    /// Its architectural state.
+    pub fn state(&self) -> &EnclaveState {
+        &self.state
+    }
+
+    /// How often its boundary was crossed so far.
+    pub fn transitions(&self) -> Transitions {
+        self.threads.transitions()
+    }
+}
+
+impl Initialized for Enclave {
+    fn base(&self) -> u64 {
+        self.memory.base()
+    }
+
+    fn size(&self) -> u64 {
+        self.memory.size()
+    }
+
+    fn enter_function(&self) -> EnterFunction {
+        thread::enter_function()
+    }
+
+    fn prepare_thread(&self) -> Result<(), PlatformError> {
+        thread::thread_context().map(drop)
+    }
+
+    fn hint_enclu_sites(&self, offsets: &[u64]) {
+        // Replacing code that a thread may be executing is not safe, and a hint is only a hint.
+        if self.threads.transitions().eenter != 0 {
+            return;
+        }
+        let code = SecinfoFlags::R | SecinfoFlags::X;
+        self.threads
+            .patch_enclu_sites(offsets, |at| self.state.page(at).is_some_and(|p| p.permissions == code));
+    }
+}
+
+impl std::fmt::Debug for Enclave {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enclave").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// EREPORT and EGETKEY for the thread emulation.
+struct LeafFunctions(Arc<EnclaveState>);
+
+impl Leaves for LeafFunctions {
+    fn ereport(&self, targetinfo: u64, reportdata: u64, output: u64) -> Result<(), thread::Fault> {
+        // SAFETY: a thread is inside, so the enclave's pages are mapped with the permissions of its EPCM entries.
+        unsafe { keys::ereport_operands(&self.0, targetinfo, reportdata, output) }.map_err(fault)
+    }
+
+    fn egetkey(&self, keyrequest: u64, output: u64) -> Result<Result<(), ErrorCode>, thread::Fault> {
+        // SAFETY: as above.
+        unsafe { keys::egetkey_operands(&self.0, keyrequest, output) }.map_err(fault)
+    }
+}
+
+fn fault(fault: keys::Fault) -> thread::Fault {
+    match fault {
+        keys::Fault::GeneralProtection => thread::Fault::GeneralProtection,
+        keys::Fault::Page(address) => thread::Fault::Page(address),
+    }
+}
+
+fn describe(state: &EnclaveState, tcs: &enclave::Tcs) -> TcsDescription {
+    TcsDescription {
+        address: state.secs().base + tcs.offset,
+        ossa: tcs.ossa,
+        nssa: tcs.nssa,
+        usable_frames: state.usable_frames(tcs),
+        oentry: tcs.oentry,
+        ofsbase: tcs.ofsbase,
+        ogsbase: tcs.ogsbase,
+        // EADD clears it and there is no EDBGWR.
+        debug_opt_in: false,
+    }
+}
+
+static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+
+fn protection_of(permissions: SecinfoFlags) -> i32 {
+    let mut protection = libc::PROT_NONE;
+    for (flag, bit) in [
+        (SecinfoFlags::R, libc::PROT_READ),
+        (SecinfoFlags::W, libc::PROT_WRITE),
+        (SecinfoFlags::X, libc::PROT_EXEC),
+    ] {
+        if permissions.contains(flag) {
+            protection |= bit;
+        }
+    }
+    protection
+}
