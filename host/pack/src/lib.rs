@@ -1,1 +1,21 @@
 //! Build time: lay out, rewrite, measure and sign an image; inspect one.
+//!
+//! [`pack`] makes an [`Image`] of a runtime, an application and a [`Config`]; [`Image::sign`] signs it,
+//! [`Image::to_file_bytes`] is the `.enclave` file. The same inputs give the same MRENCLAVE wherever and whenever.
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod elf;
+pub mod image;
+mod layout;
+pub mod sgxs;
+pub mod sign;
+
+pub use config::{Config, ConfigError};
+pub use elf::ElfError;
+pub use image::{Image, ImageError};
+pub use layout::{PackError, PackInput, pack};
+pub use sign::{Date, SignError, SigningKey, VerifyingKey};
+
+/// Size of a page in bytes.
+const PAGE: u64 = enclos::abi::PAGE_SIZE;
