@@ -36,6 +36,9 @@ pub struct Appraisal {
     /// What has validity starting only after `time`: a sign of a wrong clock. Intel's verifier ignores it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub premature: Vec<String>,
+    /// What could not be checked for want of material, and other things to know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Appraisal {
@@ -132,6 +135,7 @@ impl Check {
 /// What was attested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "there is one per appraisal")]
 pub enum Identity {
     /// An SGX enclave.
     Sgx {
@@ -387,7 +391,7 @@ impl fmt::Display for Appraisal {
         if let Some(until) = self.collateral_valid_until {
             writeln!(f, "  collateral valid until {until}")?;
         }
-        for what in &self.premature {
+        for what in self.premature.iter().chain(&self.notes) {
             writeln!(f, "  {what}")?;
         }
         Ok(())

@@ -93,10 +93,6 @@ impl Certificate {
         &self.der[self.tbs.clone()]
     }
 
-    pub(crate) fn signature(&self) -> &[u8] {
-        &self.signature
-    }
-
     pub(crate) fn is_self_issued(&self) -> bool {
         same_name(&self.subject, &self.issuer)
     }
@@ -105,6 +101,12 @@ impl Certificate {
     pub(crate) fn is_issued_by(&self, issuer: &Self) -> bool {
         same_name(&self.issuer, &issuer.subject)
             && crypto::p256_der(&issuer.public_key, self.tbs(), &self.signature)
+    }
+
+    /// Whether `issuer` is the issuer by name and by its RSA-PSS key (AMD's hierarchy).
+    pub(crate) fn is_issued_by_rsa(&self, issuer: &Self) -> bool {
+        same_name(&self.issuer, &issuer.subject)
+            && crypto::rsa_pss_sha384(&issuer.public_key, self.tbs(), &self.signature)
     }
 
     /// The value of an extension.

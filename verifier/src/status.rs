@@ -1,7 +1,7 @@
 //! Outcomes of the single checks and TCB statuses.
 //!
 //! The names and numbers of [`Status`] are those of Intel's quote verification library (`SgxEcdsaAttestation/
-//! QuoteVerification.h`), so that results can be compared line by line.
+//! QuoteVerification.h`), so that results can be compared line by line; those from 1000 on are ours.
 
 use std::fmt;
 
@@ -150,6 +150,28 @@ statuses! {
     TcbTdRelaunchAdvised = 87, "TCB_TD_RELAUNCH_ADVISED";
     /// As above, and the platform needs another configuration.
     TcbTdRelaunchAdvisedConfigurationNeeded = 88, "TCB_TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED";
+
+    // Ours, for evidence Intel's library does not know.
+    /// The SEV-SNP report cannot be parsed or is of an unsupported kind.
+    SnpUnsupportedReportFormat = 1000, "SNP_UNSUPPORTED_REPORT_FORMAT";
+    /// The certificate chain of an SEV-SNP endorsement key cannot be parsed or is incomplete.
+    SnpUnsupportedChainFormat = 1001, "SNP_UNSUPPORTED_CHAIN_FORMAT";
+    /// A certificate of the chain is not signed by the one above it.
+    SnpChainInvalidIssuer = 1002, "SNP_CHAIN_INVALID_ISSUER";
+    /// The chain ends in a root that is not AMD's.
+    SnpChainUntrusted = 1003, "SNP_CHAIN_UNTRUSTED";
+    /// A certificate of the chain, or the CRL, has expired.
+    SnpChainExpired = 1004, "SNP_CHAIN_EXPIRED";
+    /// A certificate of the chain is revoked.
+    SnpChainRevoked = 1005, "SNP_CHAIN_REVOKED";
+    /// The CRL cannot be parsed or is not signed by the root.
+    SnpCrlInvalid = 1006, "SNP_CRL_INVALID";
+    /// The report is not signed by the endorsement key.
+    SnpInvalidReportSignature = 1007, "SNP_INVALID_REPORT_SIGNATURE";
+    /// The endorsement key is certified for other security versions than those reported.
+    SnpTcbMismatch = 1008, "SNP_TCB_MISMATCH";
+    /// The endorsement key is certified for another chip than the one reported.
+    SnpChipMismatch = 1009, "SNP_CHIP_MISMATCH";
 }
 
 impl Status {

@@ -21,6 +21,7 @@ use crate::{
     pki::{self, Certificate, Pck, PckChain},
     quote::{Body, EnclaveReport, Quote, TdReport, Tee},
     roots::Roots,
+    snp::{self, SnpCollateral},
     status::{Failure, Status, TcbStatus},
     types::{Hex, Time},
 };
@@ -129,7 +130,16 @@ impl Verifier {
             tcb,
             collateral_valid_until: collateral.valid_until(),
             premature,
+            notes: Vec::new(),
         }
+    }
+
+    /// Verifies an SEV-SNP report by its endorsement chain, as of `time`.
+    ///
+    /// Never fails: what is wrong is in the appraisal.
+    #[must_use]
+    pub fn verify_snp(&self, report: &[u8], collateral: &SnpCollateral, time: Time) -> Appraisal {
+        snp::verify(report, collateral, &self.roots, time)
     }
 
     fn is_self_signed(&self, root: &Certificate) -> bool {
@@ -727,7 +737,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The cache to insert into, emptied when full.
-fn remember<'a, T>(cache: &'a mut T, len: impl Fn(&T) -> usize, clear: impl Fn(&mut T)) -> &'a mut T {
+fn remember<T>(cache: &mut T, len: impl Fn(&T) -> usize, clear: impl Fn(&mut T)) -> &mut T {
     if len(cache) >= CACHE_ENTRIES {
         clear(cache);
     }
