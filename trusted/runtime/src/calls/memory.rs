@@ -1,0 +1,43 @@
+//! mmap and its family, on the allocator of `crate::memory`.
+
+use super::Outcome;
+use crate::host::Errno;
+use crate::memory;
+
+const PROT_EXEC: u64 = 4;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
+const MADV_DONTNEED: u64 = 4;
+const MADV_FREE: u64 = 8;
+
+/// mmap(2): anonymous memory only; a fixed address must lie in the heap.
+pub fn mmap(at: u64, len: u64, protection: u64, flags: u64, _fd: u64) -> Outcome {
+    if flags & MAP_ANONYMOUS == 0 {
+        return Err(Errno::NODEV);
+    }
+    if protection & PROT_EXEC != 0 {
+        // All code is measured; pages cannot become executable later.
+        return Err(Errno::PERM);
+    }
+    match flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) {
+        0 => memory::map(len),
+        f => memory::map_fixed(at, len, f & MAP_FIXED_NOREPLACE == 0),
+    }
+}
+
+/// mprotect(2): permissions of SGX1 pages are fixed; asking for less than there is succeeds, as does asking for what
+/// is there. RELRO pages of the application stay writable.
+pub fn mprotect(at: u64, len: u64) -> Outcome {
+    let own = memory::is_heap(at, len) || (crate::boot::in_application(at) && at % memory::PAGE == 0);
+    if own { Ok(0) } else { Err(Errno::NOMEM) }
+}
+
+/// madvise(2): DONTNEED clears; everything else is only advice.
+pub fn madvise(at: u64, len: u64, advice: u64) -> Outcome {
+    match advice {
+        MADV_DONTNEED if len != 0 => memory::discard(at, len).map(|()| 0),
+        MADV_FREE => Err(Errno::INVAL),
+        _ => Ok(0),
+    }
+}

@@ -1,0 +1,136 @@
+//! The Linux calls: what a program inside may ask of its operating system, one file a family.
+//!
+//! Three kinds: answered inside; passed to the host where the manifest allows it, with every result checked; refused
+//! with ENOSYS and counted by number, so that `enclos inspect --runtime` can tell what a program missed.
+
+pub mod files;
+pub mod futex;
+pub mod identity;
+pub mod memory;
+pub mod threads;
+pub mod time;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use enclos::abi::counter;
+
+use crate::entry::Registers;
+use crate::host::Errno;
+use crate::thread::Thread;
+
+/// What a Linux call returns to the program.
+pub type Outcome = Result<u64, Errno>;
+
+static COUNTERS: [AtomicU64; counter::COUNT] = [const { AtomicU64::new(0) }; counter::COUNT];
+
+/// Counts one occurrence.
+pub fn count(index: usize) {
+    // Not a locked addition: counts are for people, and the calls are too fast for one.
+    let c = &COUNTERS[index];
+    c.store(c.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+/// A counter's value.
+pub fn counter(index: usize) -> u64 {
+    COUNTERS[index].load(Ordering::Relaxed)
+}
+
+/// From `enclos_syscall`: the result for RAX.
+pub unsafe extern "C" fn linux(r: &mut Registers) -> i64 {
+    count(counter::DIRECT_CALLS);
+    match dispatch(r) {
+        Ok(value) => value as i64,
+        Err(Errno(code)) => -i64::from(code),
+    }
+}
+
+fn dispatch(r: &Registers) -> Outcome {
+    let [a, b, c, d, e] = [r.rdi, r.rsi, r.rdx, r.r10, r.r8];
+    let me = Thread::current();
+    // Numbers: Linux arch/x86/entry/syscalls/syscall_64.tbl.
+    match r.rax {
+        0 => files::read(me, a, b, c),
+        1 => files::write(me, a, b, c),
+        2 | 85 => Err(Errno::NOENT), // open, creat
+        3 => files::close(a),
+        4 | 6 => Err(Errno::NOENT), // stat, lstat
+        5 => files::fstat(a, b),
+        7 => files::poll(me, a, b, i64::from(c as i32)),
+        8 => files::seek(a),
+        9 => memory::mmap(a, b, c, d, e),
+        10 => memory::mprotect(a, b),
+        11 => crate::memory::unmap(a, b).map(|()| 0),
+        12 => Ok(crate::memory::set_break(a)),
+        13 => threads::sigaction(a, c),
+        14 => threads::sigprocmask(c, d),
+        16 => files::ioctl(a),
+        20 => files::writev(me, a, b, c),
+        21 => Err(Errno::NOENT), // access
+        24 => threads::yield_now(me),
+        25 => crate::memory::remap(a, b, c, d & 1 != 0),
+        26 => Ok(0), // msync
+        28 => memory::madvise(a, b, c),
+        35 => time::nanosleep(me, a, b),
+        39 => Ok(1), // getpid
+        56 => crate::thread::clone(r),
+        60 => crate::thread::end(me),
+        62 => threads::kill(me, r, a, b),
+        63 => identity::uname(a),
+        72 => files::fcntl(a, b),
+        79 => identity::getcwd(a, b),
+        89 | 267 => Err(Errno::NOENT), // readlink, readlinkat
+        96 => time::gettimeofday(me, a),
+        97 => identity::getrlimit(b),
+        98 => identity::getrusage(me, b),
+        99 => identity::sysinfo(me, a),
+        102 | 104 | 107 | 108 => Ok(0), // getuid, getgid, geteuid, getegid
+        110 => Ok(0),                   // getppid
+        131 => threads::sigaltstack(b),
+        157 => identity::prctl(a),
+        158 => threads::arch_prctl(a, b),
+        186 => Ok(u64::from(me.tid)), // gettid
+        200 => threads::kill(me, r, a, b),
+        201 => time::time(me, a),
+        202 => futex::futex(me, a, b as u32, c as u32, d, e, r.r9 as u32),
+        203 => Ok(0), // sched_setaffinity
+        204 => identity::sched_getaffinity(b, c),
+        218 => {
+            me.clear_tid = a;
+            Ok(u64::from(me.tid))
+        }
+        228 => time::clock_gettime(me, a, b),
+        229 => time::clock_getres(a, b),
+        230 => time::clock_nanosleep(me, a, b, c, d),
+        231 => threads::exit_group(me, a),
+        234 => threads::kill(me, r, a, c), // tgkill
+        257 | 437 => Err(Errno::NOENT),    // openat, openat2
+        262 => files::newfstatat(a, b, c),
+        269 | 439 => Err(Errno::NOENT), // faccessat, faccessat2
+        271 => files::ppoll(me, a, b, c),
+        273 => Ok(0), // set_robust_list
+        302 => identity::prlimit(c, d),
+        309 => identity::getcpu(a, b),
+        318 => identity::getrandom(a, b),
+        324 => Ok(0), // membarrier: all threads see all stores
+        332 => files::statx(a, b, e),
+        number => refuse(number),
+    }
+}
+
+fn refuse(number: u64) -> Outcome {
+    count(counter::REFUSED_CALLS);
+    // rseq (334) and clone3 (435) are asked for by every start and have well-known fallbacks; they are counted too.
+    let slots = (counter::COUNT - counter::REFUSED_BY_NUMBER) as u64;
+    count(counter::REFUSED_BY_NUMBER + number.min(slots - 1) as usize);
+    Err(Errno::NOSYS)
+}
+
+/// Memory that the program named, checked to be its own: results must never be written where the program has none.
+pub fn own<T>(at: u64) -> Result<*mut T, Errno> {
+    if crate::host::is_inside(at, size_of::<T>() as u64) { Ok(at as *mut T) } else { Err(Errno::FAULT) }
+}
+
+/// As [`own`], for a run of bytes.
+pub fn own_bytes(at: u64, len: u64) -> Result<*mut u8, Errno> {
+    if len == 0 || crate::host::is_inside(at, len) { Ok(at as *mut u8) } else { Err(Errno::FAULT) }
+}

@@ -1,0 +1,97 @@
+//! Clocks and sleeping.
+
+use super::{Outcome, own};
+use crate::clock::{self, Clock};
+use crate::host::{self, Errno};
+use crate::thread::Thread;
+use enclos::abi::hostcall;
+
+const NS: u64 = 1_000_000_000;
+
+/// clock_gettime(2): REALTIME (0), MONOTONIC (1), MONOTONIC_RAW (4), the COARSE ones (5, 6), BOOTTIME (7); CPU times
+/// (2, 3) are the monotonic clock.
+pub fn clock_gettime(me: &mut Thread, id: u64, to: u64) -> Outcome {
+    let to = own::<[u64; 2]>(to)?;
+    let ns = clock::now(me, which(id)?)?;
+    // SAFETY: checked to be the program's.
+    unsafe { to.write([ns / NS, ns % NS]) };
+    Ok(0)
+}
+
+/// clock_getres(2): a nanosecond.
+pub fn clock_getres(id: u64, to: u64) -> Outcome {
+    which(id)?;
+    if to != 0 {
+        // SAFETY: checked to be the program's.
+        unsafe { own::<[u64; 2]>(to)?.write([0, 1]) };
+    }
+    Ok(0)
+}
+
+/// gettimeofday(2).
+pub fn gettimeofday(me: &mut Thread, to: u64) -> Outcome {
+    if to != 0 {
+        let ns = clock::now(me, Clock::Realtime)?;
+        // SAFETY: checked to be the program's.
+        unsafe { own::<[u64; 2]>(to)?.write([ns / NS, ns % NS / 1000]) };
+    }
+    Ok(0)
+}
+
+/// time(2).
+pub fn time(me: &mut Thread, to: u64) -> Outcome {
+    let s = clock::now(me, Clock::Realtime)? / NS;
+    if to != 0 {
+        // SAFETY: checked to be the program's.
+        unsafe { own::<u64>(to)?.write(s) };
+    }
+    Ok(s)
+}
+
+/// nanosleep(2). There are no signals inside, so nothing is ever left to sleep.
+pub fn nanosleep(me: &mut Thread, request: u64, _remaining: u64) -> Outcome {
+    sleep(me, read_timespec(request)?)
+}
+
+/// clock_nanosleep(2), relative and TIMER_ABSTIME.
+pub fn clock_nanosleep(me: &mut Thread, id: u64, flags: u64, request: u64, _remaining: u64) -> Outcome {
+    let ns = read_timespec(request)?;
+    let ns = if flags & 1 != 0 { ns.saturating_sub(clock::now(me, which(id)?)?) } else { ns };
+    sleep(me, ns)
+}
+
+/// Sleeps until the enclave's own clock says that the time is over; the host may wake it early as often as it likes.
+pub fn sleep(me: &mut Thread, ns: u64) -> Outcome {
+    let until = clock::now(me, Clock::Monotonic)?.saturating_add(ns);
+    let mut left = ns;
+    while left > 0 {
+        match host::checked(host::call_keeping(me, hostcall::SLEEP, left, 0, 0), 0) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+        if crate::ended() {
+            break;
+        }
+        left = until.saturating_sub(clock::now(me, Clock::Monotonic)?);
+    }
+    Ok(0)
+}
+
+/// A `struct timespec` of the program in nanoseconds, saturating.
+pub fn read_timespec(at: u64) -> Result<u64, Errno> {
+    // SAFETY: checked to be the program's.
+    let [s, ns] = unsafe { own::<[i64; 2]>(at)?.read() };
+    if s < 0 || !(0..NS as i64).contains(&ns) {
+        return Err(Errno::INVAL);
+    }
+    Ok((s as u64).saturating_mul(NS).saturating_add(ns as u64))
+}
+
+fn which(id: u64) -> Result<Clock, Errno> {
+    match id as i32 {
+        0 | 5 | 11 => Ok(Clock::Realtime),
+        // CPU-time clocks of a process or thread (negative numbers) too.
+        1..=4 | 6 | 7 | ..0 => Ok(Clock::Monotonic),
+        _ => Err(Errno::INVAL),
+    }
+}

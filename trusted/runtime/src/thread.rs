@@ -1,0 +1,245 @@
+//! Threads: the data page of each, the states a hostile host may not confuse, and starting cloned threads.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use enclos::abi::{ThreadSeed, exit, hostcall, op, refusal, thread as region};
+
+use crate::entry::{self, Registers};
+use crate::host::Errno;
+use crate::lock::SpinLock;
+
+/// What a thread is doing, from the point of view of who may enter its TCS.
+pub mod state {
+    /// No thread: START or THREAD may enter.
+    pub const FREE: u32 = 0;
+    /// Inside: nobody may (hardware forbids it as well).
+    pub const RUNNING: u32 = 1;
+    /// Waiting for the answer to a host call: RETURN, or NESTED_CALL where allowed.
+    pub const HOST_CALL: u32 = 2;
+    /// Parked in `next_call`: CALL or SHUTDOWN.
+    pub const PARKED: u32 = 3;
+}
+
+/// A thread's data page; GS base points here. Fields up to `return_to` are used by `entry`.
+#[repr(C)]
+pub struct Thread {
+    pub seed: ThreadSeed,
+    pub state: u32,
+    /// 1 while in a host call on top of which calls may nest.
+    pub nestable: u32,
+    pub return_rip: u64,
+    pub host_rsp: u64,
+    pub host_rbp: u64,
+    pub exception_rip: u64,
+    pub exception_rsp: u64,
+    pub exception_rbp: u64,
+    /// RSI, RDX, R8, R9 of the last entry that answered a switch.
+    pub args: [u64; 4],
+    pub wait_rsp: u64,
+    pub app_fs: u64,
+    pub program_rsp: u64,
+    pub return_to: u64,
+    /// Top of the runtime's stack; set before the application runs.
+    pub stack_top: u64,
+    /// Untrusted frame.
+    pub frame: u64,
+    /// Depth of nested calls.
+    pub depth: u32,
+    /// The application's thread identifier while one runs here.
+    pub tid: u32,
+    /// `CLONE_CHILD_CLEARTID` address, or 0.
+    pub clear_tid: u64,
+    /// Futex wait: address, or 0. Under the futex lock.
+    pub futex: u64,
+    /// Futex wait: bit set.
+    pub futex_bits: u32,
+    /// Futex wait: somebody woke this thread.
+    pub futex_woken: AtomicBool,
+}
+
+const _: () = assert!(size_of::<Thread>() <= (region::INITIAL_FS - region::DATA) as usize);
+
+/// Threads the image has; set at start.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+static AREA: AtomicU64 = AtomicU64::new(0);
+static FRAMES: AtomicU64 = AtomicU64::new(0);
+
+/// Sets up what all threads share. Before [`release`].
+pub fn initialise(area: u64, count: u32, frames: u64) {
+    AREA.store(area, Ordering::Relaxed);
+    COUNT.store(count, Ordering::Relaxed);
+    FRAMES.store(frames, Ordering::Relaxed);
+}
+
+/// Lets other threads in.
+pub fn release() {
+    unsafe extern "C" {
+        static enclos_ready: AtomicU32;
+    }
+    // SAFETY: a word of `entry`'s, only ever accessed atomically or by single loads.
+    unsafe { enclos_ready.store(1, Ordering::Release) }
+}
+
+/// Number of threads the image has.
+pub fn count() -> u32 {
+    COUNT.load(Ordering::Relaxed)
+}
+
+impl Thread {
+    /// The calling thread's data.
+    pub fn current() -> &'static mut Thread {
+        let at: u64;
+        // SAFETY: GS base is the thread's data page from entry to exit (arch_prctl refuses to change it), and only the
+        // thread itself uses its data, but for the futex fields, which are under a lock or atomic.
+        unsafe {
+            core::arch::asm!("rdgsbase {}", out(reg) at, options(nomem, nostack, preserves_flags));
+            &mut *(at as *mut Thread)
+        }
+    }
+
+    /// Fields that depend on where the enclave was loaded.
+    pub fn prepare(&mut self) {
+        let at = core::ptr::from_mut(self) as u64;
+        self.stack_top = at - region::DATA + region::STACK_END;
+        self.frame = FRAMES.load(Ordering::Relaxed) + self.seed.index * enclos::abi::FRAME_SIZE;
+    }
+}
+
+/// Data of the thread with this index, for the futex table.
+pub fn at(index: u32) -> *mut Thread {
+    debug_assert!(index < count());
+    (AREA.load(Ordering::Relaxed) + u64::from(index) * region::STRIDE + region::DATA) as *mut Thread
+}
+
+struct Pending {
+    used: bool,
+    registers: Registers,
+    fs: u64,
+    clear_tid: u64,
+    tid: u32,
+}
+
+const MAX_PENDING: usize = 64;
+static PENDING: SpinLock<[Pending; MAX_PENDING]> = SpinLock::new(
+    [const {
+        Pending {
+            used: false,
+            registers: Registers {
+                r15: 0,
+                r14: 0,
+                r13: 0,
+                r12: 0,
+                rbp: 0,
+                rbx: 0,
+                r10: 0,
+                r9: 0,
+                r8: 0,
+                rdx: 0,
+                rsi: 0,
+                rdi: 0,
+                rax: 0,
+                rip: 0,
+                rsp: 0,
+                flags: 0,
+            },
+            fs: 0,
+            clear_tid: 0,
+            tid: 0,
+        }
+    }; MAX_PENDING],
+);
+static NEXT_TID: AtomicU32 = AtomicU32::new(2);
+
+const CLONE_SETTLS: u64 = 0x8_0000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
+const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
+const CLONE_CHILD_SETTID: u64 = 0x100_0000;
+/// Flags without which it is not a thread: VM, FS, FILES, SIGHAND, THREAD.
+const CLONE_THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000;
+
+/// clone(2) for threads: remembers the registers and asks the host to enter a free TCS.
+pub fn clone(r: &Registers) -> Result<u64, Errno> {
+    let [flags, stack, parent_tid, child_tid, tls] = [r.rdi, r.rsi, r.rdx, r.r10, r.r8];
+    if flags & CLONE_THREAD_FLAGS != CLONE_THREAD_FLAGS || stack == 0 {
+        return Err(Errno::NOSYS);
+    }
+    let me = Thread::current();
+    let fs = if flags & CLONE_SETTLS != 0 { tls } else { entry_fs() };
+    let tid = NEXT_TID.fetch_add(1, Ordering::Relaxed) & 0x3fff_ffff;
+    let clear_tid = if flags & CLONE_CHILD_CLEARTID != 0 { child_tid } else { 0 };
+    let slot = {
+        let mut pending = PENDING.lock();
+        let Some((i, p)) = pending.iter_mut().enumerate().find(|(_, p)| !p.used) else {
+            return Err(Errno::AGAIN);
+        };
+        *p = Pending { used: true, registers: Registers { rsp: stack, ..*r }, fs, clear_tid, tid };
+        i
+    };
+    // SAFETY: the program passed these addresses for the kernel to write; a bad one faults like the program itself.
+    unsafe {
+        if flags & CLONE_PARENT_SETTID != 0 {
+            (parent_tid as *mut u32).write(tid);
+        }
+        if flags & CLONE_CHILD_SETTID != 0 {
+            (child_tid as *mut u32).write(tid);
+        }
+    }
+    let answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
+    if answer < 0 {
+        let mut pending = PENDING.lock();
+        // The host may have refused and entered nevertheless; then the thread runs and the refusal is a lie.
+        if pending[slot].used && pending[slot].tid == tid {
+            pending[slot].used = false;
+            return Err(Errno::AGAIN);
+        }
+    }
+    Ok(u64::from(tid))
+}
+
+/// Entry of [`op::THREAD`]: runs a thread that waits to be started, if there is one.
+pub unsafe extern "C" fn run_pending() -> ! {
+    let me = Thread::current();
+    let next = {
+        let mut pending = PENDING.lock();
+        // Oldest first.
+        pending.iter_mut().filter(|p| p.used).min_by_key(|p| p.tid).map(|p| {
+            p.used = false;
+            (p.registers, p.fs, p.clear_tid, p.tid)
+        })
+    };
+    let Some((registers, fs, clear_tid, tid)) = next.filter(|_| !crate::ended()) else {
+        me.state = state::FREE;
+        let reason = if crate::ended() { refusal::ENDED } else { refusal::NO_THREAD };
+        // SAFETY: nothing of this entry is left behind.
+        unsafe { entry::enclos_leave(exit::REFUSED, reason, 0) }
+    };
+    me.prepare();
+    me.state = state::RUNNING;
+    (me.clear_tid, me.tid) = (clear_tid, tid);
+    (me.depth, me.nestable) = (0, 0);
+    // SAFETY: registers of a clone call: the program's own stack and code.
+    unsafe { entry::enclos_start_thread(&raw const registers, fs) }
+}
+
+/// exit(2): ends the thread and frees its TCS.
+pub fn end(me: &mut Thread) -> ! {
+    if me.clear_tid != 0 {
+        // SAFETY: the program registered this word to be cleared when the thread ends.
+        unsafe { (*(me.clear_tid as *const AtomicU32)).store(0, Ordering::SeqCst) };
+        crate::calls::futex::wake(me.clear_tid, u32::MAX, u32::MAX);
+    }
+    me.tid = 0;
+    me.state = state::FREE;
+    // SAFETY: the thread is over; its runtime stack is free for the next.
+    unsafe { entry::enclos_leave(exit::THREAD_END, 0, 0) }
+}
+
+/// The calling thread's FS base.
+pub fn entry_fs() -> u64 {
+    let fs: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("rdfsbase {}", out(reg) fs, options(nomem, nostack, preserves_flags)) };
+    fs
+}
+
+const _: () = assert!(op::START == 1 && op::THREAD == 2);
