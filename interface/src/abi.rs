@@ -126,8 +126,9 @@ pub mod hostcall {
     pub const YIELD: u64 = 8;
     /// CPUID with EAX = a, ECX = b; the frame receives EAX, EBX, ECX, EDX as u32. Result 0.
     pub const CPUID: u64 = 9;
-    /// Call a typed host service: a = address of the request (encoded as in [`super::CallHeader`]), b = its length,
-    /// c = capacity of the reply. Reply at the same address. Result: status << 32 | length.
+    /// Call a typed host service: a = address of the request (encoded as in [`super::CallHeader`]) in the frame or in
+    /// memory of [`ALLOC`], b = its length, c = capacity of the reply, which goes to a + b rounded up to
+    /// [`super::REPLY_ALIGN`]. Result: status << 32 | length.
     pub const SERVICE: u64 = 10;
     /// Allocate a bytes of untrusted memory. Result: address, page-aligned.
     pub const ALLOC: u64 = 11;
@@ -150,6 +151,9 @@ pub const FRAME_SIZE: u64 = 64 * 1024;
 
 /// Largest request or reply of one call in bytes; larger ones are refused before anything is copied.
 pub const MAX_MESSAGE: u64 = 256 << 20;
+
+/// Alignment of the reply that follows the request of a service call.
+pub const REPLY_ALIGN: u64 = 64;
 
 /// Leads every request of a typed call, in both directions; the encoded arguments follow. Little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

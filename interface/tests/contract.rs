@@ -1,6 +1,6 @@
 //! Contracts from end to end, without an enclave in between: what is encoded arrives, what cannot be is refused.
 
-#![allow(missing_docs, unreachable_pub)]
+#![allow(missing_docs, unreachable_pub, clippy::type_complexity)]
 
 use std::{
     borrow::Cow,
