@@ -5,12 +5,14 @@
 //! with every signature in it verified once, so that many quotes can be judged by it at any chosen time. What is
 //! wrong with a part is remembered there rather than refused, because a verdict names everything that is wrong.
 
+use std::{borrow::Cow, sync::OnceLock};
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
 use crate::{
     crypto,
-    pki::{self, Certificate, Crl, PckChain},
+    pki::{self, Certificate, Crl, KnownRoots, PckChain},
     quote::Tee,
     roots::Roots,
     status::{Failure, Status, TcbStatus},
@@ -74,8 +76,8 @@ pub struct TrustedCollateral {
     /// Public key that `root_crl` was verified with.
     pub(crate) root_crl_key: Option<Vec<u8>>,
     pub(crate) pck_crl: Result<Crl, Failure>,
-    /// Public key that `pck_crl` was verified with.
-    pub(crate) pck_crl_key: Option<Vec<u8>>,
+    /// Public key that `pck_crl` was found to be signed by, once a quote's chain has shown it.
+    pub(crate) pck_crl_key: OnceLock<Vec<u8>>,
     pub(crate) tcb_info: Result<TcbInfo, Failure>,
     pub(crate) tcb_info_trust: Trust,
     pub(crate) qe_identity: Result<EnclaveIdentity, Failure>,
@@ -85,11 +87,7 @@ pub struct TrustedCollateral {
 }
 
 impl TrustedCollateral {
-    pub(crate) fn verify(
-        collateral: &Collateral,
-        roots: &Roots,
-        self_signed: &dyn Fn(&Certificate) -> bool,
-    ) -> Self {
+    pub(crate) fn verify(collateral: &Collateral, roots: &Roots, known: &dyn KnownRoots) -> Self {
         let crl = |what: &str, der: &[u8]| {
             Crl::parse(der).map_err(|error| {
                 Failure::new(Status::SgxCrlUnsupportedFormat, format!("the {what} is not a DER CRL: {error}"))
@@ -98,12 +96,11 @@ impl TrustedCollateral {
         let root_crl = crl(ROOT_CRL, &collateral.root_ca_crl);
         let pck_crl = crl(PCK_CRL, &collateral.pck_crl);
 
-        let tcb_chain =
-            SigningChain::verify(&collateral.tcb_info_issuer_chain, roots, self_signed, &root_crl);
+        let tcb_chain = SigningChain::verify(&collateral.tcb_info_issuer_chain, roots, known, &root_crl);
         let qe_chain = if collateral.qe_identity_issuer_chain == collateral.tcb_info_issuer_chain {
             tcb_chain.clone()
         } else {
-            SigningChain::verify(&collateral.qe_identity_issuer_chain, roots, self_signed, &root_crl)
+            SigningChain::verify(&collateral.qe_identity_issuer_chain, roots, known, &root_crl)
         };
         // Which key the root CRL is known to be signed by; PCK chains end in the same root, so it is verified once.
         let root_crl_key = tcb_chain.as_ref().ok().map(|chain| chain.root_key.clone());
@@ -136,22 +133,14 @@ impl TrustedCollateral {
                 (identity.issue_date, identity.next_update)
             });
 
-        let pck_crl_key = pck_crl.as_ref().ok().and_then(|crl| {
-            let chain = pki::parse_pem_chain(collateral.pck_crl_issuer_chain.as_bytes()).ok()?;
-            let issuer = chain.into_iter().find(|certificate| certificate.subject == crl.issuer)?;
-            crl.check_issuer(PCK_CRL, &issuer, false).ok()?;
-            Some(issuer.public_key)
-        });
-        let pck_chain = collateral
-            .pck_certificate_chain
-            .as_ref()
-            .map(|chain| PckChain::verify(chain.as_bytes(), |root| self_signed(root)));
+        let pck_chain =
+            collateral.pck_certificate_chain.as_ref().map(|chain| PckChain::verify(chain.as_bytes(), known));
 
         Self {
             root_crl,
             root_crl_key,
             pck_crl,
-            pck_crl_key,
+            pck_crl_key: OnceLock::new(),
             tcb_info,
             tcb_info_trust,
             qe_identity,
@@ -291,10 +280,10 @@ impl SigningChain {
     fn verify(
         pem: &str,
         roots: &Roots,
-        self_signed: &dyn Fn(&Certificate) -> bool,
+        known: &dyn KnownRoots,
         root_crl: &Result<Crl, Failure>,
     ) -> Result<Self, Failure> {
-        let chain = pki::parse_pem_chain(pem.as_bytes())?;
+        let chain = pki::parse_pem_chain(pem.as_bytes(), known)?;
         if chain.len() != 2 {
             let detail = format!(
                 "a TCB signing chain has 2 certificates (signer, root); this one has {}",
@@ -303,7 +292,7 @@ impl SigningChain {
             return Err(Failure::new(Status::UnsupportedCertFormat, detail));
         }
         let (self_issued, others): (Vec<_>, Vec<_>) =
-            chain.into_iter().partition(Certificate::is_self_issued);
+            chain.into_iter().partition(|certificate| certificate.is_self_issued());
         let root = self_issued
             .into_iter()
             .next_back()
@@ -311,7 +300,7 @@ impl SigningChain {
             .ok_or_else(|| {
                 Failure::new(Status::SgxRootCaMissing, "the TCB signing chain has no SGX Root CA")
             })?;
-        if !self_signed(&root) {
+        if !known.is_self_signed(&root) {
             let detail = "the root certificate of the TCB signing chain is not signed by its own key";
             return Err(Failure::new(Status::SgxRootCaInvalidIssuer, detail));
         }
@@ -342,9 +331,9 @@ impl SigningChain {
         Ok(Self {
             windows: [&root, &signer]
                 .map(|certificate| Window::of_certificate(certificate, Status::SgxSigningCertChainExpired)),
-            key: signer.public_key,
-            name: signer.common_name,
-            root_key: root.public_key,
+            key: signer.public_key.clone(),
+            name: signer.common_name.clone(),
+            root_key: root.public_key.clone(),
             root_id: root.key_id,
         })
     }
@@ -389,7 +378,7 @@ impl DocumentStatuses {
 
 /// A JSON document with a detached signature over its exact bytes.
 struct SignedDocument<'a> {
-    body: std::borrow::Cow<'a, str>,
+    body: Cow<'a, str>,
     signature: [u8; 64],
 }
 
@@ -401,7 +390,7 @@ impl<'a> SignedDocument<'a> {
         member: &str,
         statuses: &DocumentStatuses,
     ) -> Result<Self, Failure> {
-        use std::{borrow::Cow, collections::BTreeMap};
+        use std::collections::BTreeMap;
         let (body, signature) = if signature.is_empty() {
             let mut members: BTreeMap<String, &RawValue> =
                 serde_json::from_str(text).map_err(|error| statuses.failure(&error))?;
@@ -451,13 +440,14 @@ pub(crate) struct TcbInfo {
     pub(crate) tdx_module_identities: Vec<TdxModuleIdentity>,
     /// Newest first.
     pub(crate) levels: Vec<TcbLevel>,
+    pub(crate) names: ComponentNames,
 }
 
 /// One level of TCB info.
 #[derive(Debug, Clone)]
 pub(crate) struct TcbLevel {
-    pub(crate) sgx: [Component; 16],
-    pub(crate) tdx: Option<[Component; 16]>,
+    pub(crate) sgx: [u8; 16],
+    pub(crate) tdx: Option<[u8; 16]>,
     pub(crate) pce_svn: u32,
     pub(crate) status: TcbStatus,
     pub(crate) date: Time,
@@ -465,14 +455,30 @@ pub(crate) struct TcbLevel {
 }
 
 /// A security version that a level asks for, and what it is the version of.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Component {
-    pub(crate) svn: u8,
-    /// Who updates it: `BIOS` or `OS/VMM`.
-    pub(crate) category: Option<String>,
-    /// What it is, for example `Early Microcode Update`.
-    #[serde(rename = "type")]
-    pub(crate) kind: Option<String>,
+#[derive(Deserialize)]
+struct RawComponent<'a> {
+    svn: u8,
+    #[serde(default, borrow)]
+    category: Option<Cow<'a, str>>,
+    #[serde(default, borrow, rename = "type")]
+    kind: Option<Cow<'a, str>>,
+}
+
+impl RawComponent<'_> {
+    fn name(&self) -> String {
+        match (&self.kind, &self.category) {
+            (Some(kind), Some(category)) => format!(" ({kind}, {category})"),
+            (Some(only), None) | (None, Some(only)) => format!(" ({only})"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// What the components are, where the document says so: for display, as ` (Early Microcode Update, BIOS)`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ComponentNames {
+    pub(crate) sgx: [String; 16],
+    pub(crate) tdx: [String; 16],
 }
 
 /// Identity of Intel's TDX module.
@@ -513,7 +519,7 @@ pub(crate) struct IsvSvn {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RawTcbInfo {
+struct RawTcbInfo<'a> {
     #[serde(default)]
     id: Option<String>,
     version: u32,
@@ -527,13 +533,15 @@ struct RawTcbInfo {
     tdx_module: Option<TdxModule>,
     #[serde(default)]
     tdx_module_identities: Option<Vec<TdxModuleIdentity>>,
-    tcb_levels: Vec<RawTcbLevel>,
+    #[serde(borrow)]
+    tcb_levels: Vec<RawTcbLevel<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct RawTcbLevel {
-    tcb: RawTcb,
+struct RawTcbLevel<'a> {
+    #[serde(borrow)]
+    tcb: RawTcb<'a>,
     tcb_date: Time,
     tcb_status: PlatformStatus,
     #[serde(default, rename = "advisoryIDs")]
@@ -542,12 +550,12 @@ struct RawTcbLevel {
 
 /// `tcb` of a level: version 2 numbers its components by name, version 3 lists them.
 #[derive(Deserialize)]
-struct RawTcb {
+struct RawTcb<'a> {
     pcesvn: u32,
-    #[serde(default)]
-    sgxtcbcomponents: Option<[Component; 16]>,
-    #[serde(default)]
-    tdxtcbcomponents: Option<[Component; 16]>,
+    #[serde(default, borrow)]
+    sgxtcbcomponents: Option<[RawComponent<'a>; 16]>,
+    #[serde(default, borrow)]
+    tdxtcbcomponents: Option<[RawComponent<'a>; 16]>,
     #[serde(default, rename = "sgxtcbcomp01svn")]
     component01: Option<u8>,
     #[serde(default, rename = "sgxtcbcomp02svn")]
@@ -582,7 +590,7 @@ struct RawTcb {
     component16: Option<u8>,
 }
 
-impl RawTcb {
+impl RawTcb<'_> {
     fn numbered(&self) -> [Option<u8>; 16] {
         [
             self.component01,
@@ -635,7 +643,7 @@ impl From<PlatformStatus> for TcbStatus {
 
 impl TcbInfo {
     fn parse(text: &str) -> Result<Self, Failure> {
-        let raw: RawTcbInfo =
+        let raw: RawTcbInfo<'_> =
             serde_json::from_str(text).map_err(|error| TCB_INFO_STATUSES.failure(&error))?;
         let invalid =
             |detail: String| Failure::new(Status::SgxTcbInfoInvalid, format!("the TCB info {detail}"));
@@ -663,6 +671,14 @@ impl TcbInfo {
             }
             _ => {}
         }
+        let named = raw.tcb_levels.first().map(|level| &level.tcb);
+        let name_all = |components: Option<&[RawComponent<'_>; 16]>| {
+            components.map(|all| std::array::from_fn(|index| all[index].name())).unwrap_or_default()
+        };
+        let names = ComponentNames {
+            sgx: name_all(named.and_then(|tcb| tcb.sgxtcbcomponents.as_ref())),
+            tdx: name_all(named.and_then(|tcb| tcb.tdxtcbcomponents.as_ref())),
+        };
         let mut levels = raw
             .tcb_levels
             .into_iter()
@@ -672,7 +688,7 @@ impl TcbInfo {
             return Err(invalid("has no levels".into()));
         }
         // Intel's order: by SGX components, then PCE SVN, then TDX components, highest first, whatever the document's.
-        levels.sort_by_cached_key(|level| std::cmp::Reverse(level.rank()));
+        levels.sort_by_key(|level| std::cmp::Reverse(level.rank()));
         if levels.windows(2).any(|pair| pair[0].rank() == pair[1].rank()) {
             return Err(invalid("has two levels with the same security versions".into()));
         }
@@ -697,6 +713,7 @@ impl TcbInfo {
             tdx_module: raw.tdx_module,
             tdx_module_identities: identities,
             levels,
+            names,
         })
     }
 
@@ -708,7 +725,7 @@ impl TcbInfo {
 }
 
 impl TcbLevel {
-    fn from_raw(raw: RawTcbLevel, version: u32, tee: Tee) -> Result<Self, Failure> {
+    fn from_raw(raw: RawTcbLevel<'_>, version: u32, tee: Tee) -> Result<Self, Failure> {
         let missing = |what: &str| {
             Failure::new(
                 Status::SgxTcbInfoUnsupportedFormat,
@@ -716,16 +733,16 @@ impl TcbLevel {
             )
         };
         let sgx = if version >= 3 {
-            raw.tcb.sgxtcbcomponents.ok_or_else(|| missing("sgxtcbcomponents"))?
+            svns(&raw.tcb.sgxtcbcomponents.ok_or_else(|| missing("sgxtcbcomponents"))?)
         } else {
-            let mut components: [Component; 16] = Default::default();
-            for (number, (component, svn)) in (1..).zip(components.iter_mut().zip(raw.tcb.numbered())) {
-                component.svn = svn.ok_or_else(|| missing(&format!("sgxtcbcomp{number:02}svn")))?;
+            let mut numbered = [0; 16];
+            for (number, (svn, found)) in (1..).zip(numbered.iter_mut().zip(raw.tcb.numbered())) {
+                *svn = found.ok_or_else(|| missing(&format!("sgxtcbcomp{number:02}svn")))?;
             }
-            components
+            numbered
         };
         let tdx = match tee {
-            Tee::Tdx => Some(raw.tcb.tdxtcbcomponents.ok_or_else(|| missing("tdxtcbcomponents"))?),
+            Tee::Tdx => Some(svns(&raw.tcb.tdxtcbcomponents.ok_or_else(|| missing("tdxtcbcomponents"))?)),
             _ => None,
         };
         Ok(Self {
@@ -739,11 +756,11 @@ impl TcbLevel {
     }
 
     fn rank(&self) -> ([u8; 16], u32, Option<[u8; 16]>) {
-        (svns(&self.sgx), self.pce_svn, self.tdx.as_ref().map(svns))
+        (self.sgx, self.pce_svn, self.tdx)
     }
 }
 
-fn svns(components: &[Component; 16]) -> [u8; 16] {
+fn svns(components: &[RawComponent<'_>; 16]) -> [u8; 16] {
     std::array::from_fn(|index| components[index].svn)
 }
 

@@ -3,7 +3,7 @@
 //! Parsing is `x509-cert`'s; this module keeps what verification needs, with the signed bytes exactly as received.
 //! Chains are short and of a fixed shape, so paths are checked role by role rather than built.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use der::{
     AnyRef, Decode, Encode, Reader, SliceReader, Tag,
@@ -65,8 +65,8 @@ impl Certificate {
     pub(crate) fn parse(der: &[u8]) -> Result<Self, der::Error> {
         let x509 = X509::from_der(der)?;
         let tbs = x509.tbs_certificate();
-        let subject = tbs.subject().to_der()?;
         let signed = first_element(der)?;
+        let [issuer, subject, key_info] = raw_fields(&der[signed.clone()])?;
         let extensions = extensions(tbs.extensions());
         let is_ca = extensions.iter().find(|(id, _)| *id == BASIC_CONSTRAINTS).is_some_and(|(_, value)| {
             BasicConstraints::from_der(value).is_ok_and(|constraints| constraints.ca)
@@ -75,13 +75,13 @@ impl Certificate {
             tbs: signed,
             signature: x509.signature().raw_bytes().to_vec(),
             common_name: common_name(tbs.subject()),
-            subject,
-            issuer: tbs.issuer().to_der()?,
+            subject: subject.to_vec(),
+            issuer: issuer.to_vec(),
             serial: without_leading_zeros(tbs.serial_number().as_bytes()).to_vec(),
             not_before: Time(tbs.validity().not_before.to_unix_duration().as_secs()),
             not_after: Time(tbs.validity().not_after.to_unix_duration().as_secs()),
             public_key: tbs.subject_public_key_info().subject_public_key.raw_bytes().to_vec(),
-            key_id: Hex(crypto::sha256(&tbs.subject_public_key_info().to_der()?)),
+            key_id: Hex(crypto::sha256(key_info)),
             is_ca,
             extensions,
             der: der.to_vec(),
@@ -121,12 +121,18 @@ impl Certificate {
 }
 
 /// Parses all certificates in `pem`, in the order they stand there; anything between them is skipped.
-pub(crate) fn parse_pem_chain(pem: &[u8]) -> Result<Vec<Certificate>, Failure> {
+///
+/// `known` gives certificates parsed before by their bytes.
+pub(crate) fn parse_pem_chain(pem: &[u8], known: &dyn KnownRoots) -> Result<Vec<Arc<Certificate>>, Failure> {
     let bad = |detail: String| Failure::new(Status::UnsupportedCertFormat, detail);
-    let mut chain: Vec<Certificate> = Vec::with_capacity(3);
+    let mut chain = Vec::with_capacity(3);
     for der in CertificateDer::pem_slice_iter(pem) {
         let position = chain.len() + 1;
         let der = der.map_err(|error| bad(format!("certificate {position} is not valid PEM: {error}")))?;
+        if let Some(root) = known.get(&der) {
+            chain.push(root);
+            continue;
+        }
         let certificate = Certificate::parse(&der)
             .map_err(|error| bad(format!("certificate {position} is not valid X.509: {error}")))?;
         if let Some(missing) = certificate.missing_extension() {
@@ -139,12 +145,20 @@ pub(crate) fn parse_pem_chain(pem: &[u8]) -> Result<Vec<Certificate>, Failure> {
             let name = &certificate.common_name;
             return Err(Failure::new(status, format!("certificate {name:?} lacks extension {missing}")));
         }
-        chain.push(certificate);
+        chain.push(Arc::new(certificate));
     }
     if chain.is_empty() {
         return Err(bad("no certificate found in the chain".into()));
     }
     Ok(chain)
+}
+
+/// Root certificates seen before, so that the one in every chain is parsed and verified once.
+pub(crate) trait KnownRoots {
+    /// The certificate of these bytes, if it is a known root.
+    fn get(&self, der: &[u8]) -> Option<Arc<Certificate>>;
+    /// Whether a root certificate is signed by its own key.
+    fn is_self_signed(&self, root: &Arc<Certificate>) -> bool;
 }
 
 /// Part of the name of a root certificate of an SGX hierarchy.
@@ -162,26 +176,24 @@ pub(crate) const TCB_SIGNING_NAME: &str = "SGX TCB Signing";
 /// party, the CRLs and the time.
 #[derive(Debug, Clone)]
 pub(crate) struct PckChain {
-    pub(crate) root: Certificate,
-    pub(crate) intermediate: Certificate,
-    pub(crate) leaf: Certificate,
+    pub(crate) root: Arc<Certificate>,
+    pub(crate) intermediate: Arc<Certificate>,
+    pub(crate) leaf: Arc<Certificate>,
     pub(crate) pck: Pck,
 }
 
 impl PckChain {
-    /// Parses and verifies a PEM chain; `self_signed` says whether a root is signed by itself.
-    pub(crate) fn verify(
-        pem: &[u8],
-        self_signed: impl FnOnce(&Certificate) -> bool,
-    ) -> Result<Self, Failure> {
-        let chain = parse_pem_chain(pem)?;
+    /// Parses and verifies a PEM chain.
+    pub(crate) fn verify(pem: &[u8], known: &dyn KnownRoots) -> Result<Self, Failure> {
+        let chain = parse_pem_chain(pem, known)?;
         if chain.len() != 3 {
             let detail =
                 format!("a PCK chain has 3 certificates (PCK, CA, root); this one has {}", chain.len());
             return Err(Failure::new(Status::UnsupportedCertFormat, detail));
         }
         let missing = |status, what: &str| Failure::new(status, format!("the PCK chain has no {what}"));
-        let (roots, others): (Vec<_>, Vec<_>) = chain.into_iter().partition(Certificate::is_self_issued);
+        let (roots, others): (Vec<_>, Vec<_>) =
+            chain.into_iter().partition(|certificate| certificate.is_self_issued());
         let root =
             roots.into_iter().next_back().filter(|root| root.common_name.contains(ROOT_NAME)).ok_or_else(
                 || missing(Status::SgxRootCaMissing, "self-issued certificate named \"… SGX Root CA …\""),
@@ -200,7 +212,7 @@ impl PckChain {
 
         let unsigned =
             |status, what: &str, by: &str| Failure::new(status, format!("{what} is not signed by {by}"));
-        if !self_signed(&root) {
+        if !known.is_self_signed(&root) {
             return Err(unsigned(Status::SgxRootCaInvalidIssuer, "the root certificate", "its own key"));
         }
         if !intermediate.is_issued_by(&root) {
@@ -324,7 +336,7 @@ impl Crl {
         Ok(Self {
             tbs: der[first_element(der)?].to_vec(),
             signature: list.signature.raw_bytes().to_vec(),
-            issuer: tbs.issuer.to_der()?,
+            issuer: crl_issuer(&der[first_element(der)?])?.to_vec(),
             issuer_common_name: common_name(&tbs.issuer),
             this_update: Time(tbs.this_update.to_unix_duration().as_secs()),
             next_update: tbs.next_update.map(|time| Time(time.to_unix_duration().as_secs())),
@@ -414,6 +426,34 @@ fn first_element(der: &[u8]) -> der::Result<std::ops::Range<usize>> {
     let element = SliceReader::new(body)?.tlv_bytes()?;
     Ok(start..start + element.len())
 }
+
+/// Issuer of a TBSCertList that was parsed before, as it stands there.
+fn crl_issuer(tbs: &[u8]) -> der::Result<&[u8]> {
+    let mut reader = SliceReader::new(AnyRef::from_der(tbs)?.value())?;
+    let first = reader.tlv_bytes()?;
+    if first.first() == Some(&VERSION) {
+        let _algorithm = reader.tlv_bytes()?;
+    }
+    reader.tlv_bytes()
+}
+
+/// Issuer, subject and SubjectPublicKeyInfo of a TBSCertificate that was parsed before, as they stand there.
+fn raw_fields(tbs: &[u8]) -> der::Result<[&[u8]; 3]> {
+    let mut reader = SliceReader::new(AnyRef::from_der(tbs)?.value())?;
+    let first = reader.tlv_bytes()?;
+    if first.first() == Some(&EXPLICIT_VERSION) {
+        let _serial = reader.tlv_bytes()?;
+    }
+    let _algorithm = reader.tlv_bytes()?;
+    let issuer = reader.tlv_bytes()?;
+    let _validity = reader.tlv_bytes()?;
+    Ok([issuer, reader.tlv_bytes()?, reader.tlv_bytes()?])
+}
+
+/// Tag of a certificate's version, which version 1 certificates lack.
+const EXPLICIT_VERSION: u8 = 0xa0;
+/// Tag of a CRL's version, which version 1 lists lack.
+const VERSION: u8 = 0x02;
 
 /// The entries of a SEQUENCE OF SEQUENCE { OBJECT IDENTIFIER, ANY }: last arc of the identifier, and value.
 fn entries(bytes: &[u8]) -> der::Result<Vec<(u32, AnyRef<'_>)>> {

@@ -14,13 +14,13 @@ use crate::{
         Appraisal, Check, CheckKind, Identity, Level, Platform, Shortfall, Tcb, TcbComponent, TcbPart,
     },
     collateral::{
-        Collateral, Component, EnclaveId, EnclaveIdentity, EnclaveTcbLevel, PCK_CRL, ROOT_CRL, TcbInfo,
-        TcbLevel, TdxModuleIdentity, TrustedCollateral, Window,
+        Collateral, EnclaveId, EnclaveIdentity, EnclaveTcbLevel, PCK_CRL, ROOT_CRL, TcbInfo, TcbLevel,
+        TdxModuleIdentity, TrustedCollateral, Window,
     },
     crypto,
-    pki::{self, Certificate, Pck, PckChain},
+    pki::{self, Certificate, KnownRoots, Pck, PckChain},
     quote::{Body, EnclaveReport, Quote, TdReport, Tee},
-    roots::Roots,
+    roots::{INTEL_ROOT_CERTIFICATES, Roots},
     snp::{self, SnpCollateral},
     status::{Failure, Status, TcbStatus},
     types::{Hex, Time},
@@ -40,8 +40,8 @@ pub struct Verifier {
     chains: Mutex<HashMap<Vec<u8>, Arc<PckChain>>>,
     /// Attestation keys whose QE report was verified, by everything that went into that.
     quoting_enclaves: Mutex<HashSet<Vec<u8>>>,
-    /// Root certificates found to be signed by their own key.
-    self_signed: Mutex<HashSet<Vec<u8>>>,
+    /// Certificates of trusted roots found to be signed by their own key, by their bytes.
+    known_roots: Mutex<HashMap<Vec<u8>, Arc<Certificate>>>,
 }
 
 impl Verifier {
@@ -62,7 +62,7 @@ impl Verifier {
     /// Never fails: what is wrong with the collateral is found in every appraisal made with it.
     #[must_use]
     pub fn trust(&self, collateral: &Collateral) -> TrustedCollateral {
-        TrustedCollateral::verify(collateral, &self.roots, &|root| self.is_self_signed(root))
+        TrustedCollateral::verify(collateral, &self.roots, self)
     }
 
     /// Verifies a quote (an Open Enclave report header before it is skipped) by collateral, as of `time`.
@@ -142,24 +142,11 @@ impl Verifier {
         snp::verify(report, collateral, &self.roots, time)
     }
 
-    fn is_self_signed(&self, root: &Certificate) -> bool {
-        if lock(&self.self_signed).contains(&root.der) {
-            return true;
-        }
-        let valid = root.is_issued_by(root);
-        // Only trusted roots are remembered, or anybody could fill the memory.
-        if valid && self.roots.classify_sgx(root).is_trusted() {
-            remember(&mut lock(&self.self_signed), |roots| roots.len(), |roots| roots.clear())
-                .insert(root.der.clone());
-        }
-        valid
-    }
-
     fn pck_chain(&self, pem: &[u8]) -> Result<Arc<PckChain>, Failure> {
         if let Some(chain) = lock(&self.chains).get(pem) {
             return Ok(Arc::clone(chain));
         }
-        let chain = Arc::new(PckChain::verify(pem, |root| self.is_self_signed(root))?);
+        let chain = Arc::new(PckChain::verify(pem, self)?);
         if self.roots.classify_sgx(&chain.root).is_trusted() {
             remember(&mut lock(&self.chains), |chains| chains.len(), |chains| chains.clear())
                 .insert(pem.to_vec(), Arc::clone(&chain));
@@ -190,8 +177,11 @@ impl Verifier {
             crl.check_issuer(ROOT_CRL, root, verified).map(|()| crl)
         });
         let pck_crl = collateral.pck_crl.as_ref().map_err(Clone::clone).and_then(|crl| {
-            let verified = collateral.pck_crl_key.as_ref() == Some(&intermediate.public_key);
-            crl.check_issuer(PCK_CRL, intermediate, verified).map(|()| crl)
+            let verified = collateral.pck_crl_key.get() == Some(&intermediate.public_key);
+            crl.check_issuer(PCK_CRL, intermediate, verified)?;
+            // Whoever comes first; another intermediate of the same name is verified each time.
+            let _ = collateral.pck_crl_key.set(intermediate.public_key.clone());
+            Ok(crl)
         });
         let revoked = |certificate: &Certificate, status, by: &str| {
             let serial = hex::encode(&certificate.serial);
@@ -346,6 +336,26 @@ impl Verifier {
                 .insert(key);
         }
         failures
+    }
+}
+
+impl KnownRoots for Verifier {
+    fn get(&self, der: &[u8]) -> Option<Arc<Certificate>> {
+        lock(&self.known_roots).get(der).cloned()
+    }
+
+    fn is_self_signed(&self, root: &Arc<Certificate>) -> bool {
+        if lock(&self.known_roots).contains_key(&root.der) {
+            return true;
+        }
+        let valid =
+            INTEL_ROOT_CERTIFICATES.contains(&Hex(crypto::sha256(&root.der))) || root.is_issued_by(root);
+        // Only trusted roots are remembered, or anybody could fill the memory.
+        if valid && self.roots.classify_sgx(root).is_trusted() {
+            remember(&mut lock(&self.known_roots), |roots| roots.len(), |roots| roots.clear())
+                .insert(root.der.clone(), Arc::clone(root));
+        }
+        valid
     }
 }
 
@@ -537,7 +547,7 @@ fn judge_td(
 fn relaunch_would_help(tcb_info: &TcbInfo, svn2: &[u8; 16]) -> Result<bool, Failure> {
     let Some(newest) = tcb_info.levels.first().and_then(|level| level.tdx.as_ref()) else { return Ok(false) };
     let module_svn = match svn2[1] {
-        0 => newest[0].svn.into(),
+        0 => newest[0].into(),
         version => {
             let identity = tcb_info.tdx_module_identity(version).ok_or_else(|| {
                 let detail = format!("the TCB info does not know a TDX module of version {version}");
@@ -546,7 +556,7 @@ fn relaunch_would_help(tcb_info: &TcbInfo, svn2: &[u8; 16]) -> Result<bool, Fail
             identity.tcb_levels[0].tcb.isvsvn
         }
     };
-    Ok(u16::from(svn2[0]) >= module_svn && svn2[2] >= newest[2].svn)
+    Ok(u16::from(svn2[0]) >= module_svn && svn2[2] >= newest[2])
 }
 
 fn qe_is_current(qe: Result<Option<TcbStatus>, ()>) -> bool {
@@ -566,12 +576,12 @@ fn with_quoting_enclave(platform: TcbStatus, qe: Result<Option<TcbStatus>, ()>) 
 
 fn reaches_sgx(pck: &Pck, level: &TcbLevel) -> bool {
     u32::from(pck.pce_svn) >= level.pce_svn
-        && pck.components.iter().zip(&level.sgx).all(|(has, needs)| *has >= needs.svn)
+        && pck.components.iter().zip(&level.sgx).all(|(has, needs)| has >= needs)
 }
 
 fn reaches_tdx(svn: &[u8; 16], level: &TcbLevel) -> bool {
     let Some(needs) = &level.tdx else { return false };
-    tdx_components(svn).all(|index| svn[index] >= needs[index].svn)
+    tdx_components(svn).all(|index| svn[index] >= needs[index])
 }
 
 /// Which TDX components a platform is judged by: from module version 1 on, the module has levels of its own.
@@ -589,27 +599,21 @@ fn platform_component(
 ) -> TcbComponent {
     let newest = &tcb_info.levels[0];
     let mut shortfalls = Vec::new();
-    let mut compare = |kind: &str, index: usize, has: u8, needs: &Component| {
-        if has < needs.svn {
-            let what = match (&needs.category, &needs.kind) {
-                (Some(category), Some(what)) => {
-                    format!("{kind} component {} ({what}, {category})", index + 1)
-                }
-                (Some(only), None) | (None, Some(only)) => format!("{kind} component {} ({only})", index + 1),
-                (None, None) => format!("{kind} component {}", index + 1),
-            };
-            shortfalls.push(Shortfall { what, has: has.into(), needs: needs.svn.into() });
+    let mut compare = |tee: &str, index: usize, name: &str, has: u8, needs: u8| {
+        if has < needs {
+            let what = format!("{tee} component {}{name}", index + 1);
+            shortfalls.push(Shortfall { what, has: has.into(), needs: needs.into() });
         }
     };
     match (tdx, &newest.tdx) {
         (Some(svn), Some(needs)) => {
             for index in tdx_components(svn) {
-                compare("TDX", index, svn[index], &needs[index]);
+                compare("TDX", index, &tcb_info.names.tdx[index], svn[index], needs[index]);
             }
         }
         _ => {
-            for (index, needs) in newest.sgx.iter().enumerate() {
-                compare("SGX", index, pck.components[index], needs);
+            for (index, needs) in newest.sgx.into_iter().enumerate() {
+                compare("SGX", index, &tcb_info.names.sgx[index], pck.components[index], needs);
             }
             if u32::from(pck.pce_svn) < newest.pce_svn {
                 shortfalls.push(Shortfall {
@@ -742,4 +746,31 @@ fn remember<T>(cache: &mut T, len: impl Fn(&T) -> usize, clear: impl Fn(&mut T))
         clear(cache);
     }
     cache
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The constants stand for certificates whose self-signature holds, under the pinned key.
+    #[test]
+    fn intel_root_certificates_are_self_signed() {
+        let quotes = std::env::var_os("ENCLOS_SHARED").map_or_else(
+            || std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
+            std::path::PathBuf::from,
+        );
+        let verifier = Verifier::new(Roots::vendors());
+        let mut seen = HashSet::new();
+        for name in ["maasample_oe_release.bin", "automata_v4.bin"] {
+            let Ok(bytes) = std::fs::read(quotes.join("quotes").join(name)) else {
+                return println!("skipped: {} is absent", quotes.display());
+            };
+            let quote = Quote::parse(&bytes).unwrap();
+            let chain = PckChain::verify(quote.certification.pck_chain().unwrap(), &verifier).unwrap();
+            assert!(chain.root.is_issued_by(&chain.root), "{name}");
+            assert!(verifier.roots.classify_sgx(&chain.root).is_trusted(), "{name}");
+            seen.insert(Hex(crypto::sha256(&chain.root.der)));
+        }
+        assert_eq!(seen, HashSet::from(INTEL_ROOT_CERTIFICATES));
+    }
 }
