@@ -45,7 +45,8 @@ struct Action {
 }
 
 static ACTIONS: [Action; SIGNALS] =
-    [const { Action { handler: AtomicU64::new(0), flags: AtomicU64::new(0), mask: AtomicU64::new(0) } }; SIGNALS];
+    [const { Action { handler: AtomicU64::new(0), flags: AtomicU64::new(0), mask: AtomicU64::new(0) } };
+        SIGNALS];
 /// Is the trampoline in charge?
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 /// Serialises changes of actions.
@@ -74,7 +75,8 @@ pub(super) fn activate() -> Result<(), PlatformError> {
     if hwcap2 & 2 == 0 {
         return Err(PlatformError::Unsupported {
             what: "the instructions WRFSBASE and WRGSBASE".into(),
-            cure: "use Linux 5.9 or newer on a CPU of 2012 or newer, without the boot option nofsgsbase".into(),
+            cure: "use Linux 5.9 or newer on a CPU of 2012 or newer, without the boot option nofsgsbase"
+                .into(),
         });
     }
     choose_dispatch()?;
@@ -91,7 +93,8 @@ pub(super) fn activate() -> Result<(), PlatformError> {
         action.handler.store(old.handler, Ordering::Relaxed);
         action.flags.store(old.flags, Ordering::Relaxed);
         action.mask.store(old.mask, Ordering::Relaxed);
-        install(signal).map_err(|source| PlatformError::Os { what: "installing a signal handler", source })?;
+        install(signal)
+            .map_err(|source| PlatformError::Os { what: "installing a signal handler", source })?;
     }
     ACTIVE.store(true, Ordering::Release);
     Ok(())
@@ -187,7 +190,11 @@ fn kernel_action(signal: c_int, new: Option<&KernelAction>) -> io::Result<Kernel
 /// # Safety
 /// As POSIX `sigaction`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int {
+pub unsafe extern "C" fn sigaction(
+    signal: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
     let fail = |code: c_int| {
         // SAFETY: errno is the thread's own.
         unsafe { *libc::__errno_location() = code };
@@ -350,7 +357,8 @@ fn enclu_outside(
     let g = &mut frame.uc_mcontext.gregs;
     let leaf = g[libc::REG_RAX as usize] as u32;
     let [rip, rsp, rbp, tcs, aep] =
-        [libc::REG_RIP, libc::REG_RSP, libc::REG_RBP, libc::REG_RBX, libc::REG_RCX].map(|r| g[r as usize] as u64);
+        [libc::REG_RIP, libc::REG_RSP, libc::REG_RBP, libc::REG_RBX, libc::REG_RCX]
+            .map(|r| g[r as usize] as u64);
     if matches!(leaf, EENTER | ERESUME)
         && let Ok(state) = thread::enter_state(context, leaf, tcs, rsp, rbp, aep)
     {
@@ -375,9 +383,8 @@ fn enclu_outside(
 /// ERESUME by way of the signal frame.
 fn resume_into(s: &TcsState, frame: &mut ucontext_t, bases: &mut Bases) {
     // SAFETY: `enter_state` checked that both lie in the enclave's readable pages.
-    let (gpr, area) = unsafe {
-        ((s.gpr as *const Gprsgx).read(), core::slice::from_raw_parts(s.xsave as *const u8, 4096))
-    };
+    let (gpr, area) =
+        unsafe { ((s.gpr as *const Gprsgx).read(), core::slice::from_raw_parts(s.xsave as *const u8, 4096)) };
     let n = xsave_of(frame).len().min(s.xsave_bytes()).min(area.len());
     let to = xsave_of_mut(frame);
     // Bytes 464 to 511 are the kernel's own.
@@ -655,7 +662,13 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, uc: *mut ucontext_t) {
                 }
                 // SAFETY: blocks signals for this thread until the handler returns (the frame has the old mask).
                 unsafe {
-                    libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const mask, 0_usize, 8_usize)
+                    libc::syscall(
+                        libc::SYS_rt_sigprocmask,
+                        libc::SIG_BLOCK,
+                        &raw const mask,
+                        0_usize,
+                        8_usize,
+                    )
                 };
             }
             // SAFETY: the program gave this address as its handler, of the kind its flags say.

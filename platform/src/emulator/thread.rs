@@ -205,7 +205,8 @@ impl EnclaveThreads {
             states: Vec::new(),
         });
         let address: *const Self = Arc::as_ptr(&enclave);
-        let states = d.tcs.iter().map(|t| Box::new(TcsState::new(address, d.base, d.xfrm, t))).collect::<Vec<_>>();
+        let states =
+            d.tcs.iter().map(|t| Box::new(TcsState::new(address, d.base, d.xfrm, t))).collect::<Vec<_>>();
         for (state, t) in states.iter().zip(&d.tcs) {
             let word = core::ptr::from_ref::<TcsState>(state) as u64;
             enclave.tcs_by_page.set(t.address - d.base, word);
@@ -327,8 +328,7 @@ impl Drop for EnclaveThreads {
     fn drop(&mut self) {
         let me = core::ptr::from_mut(self);
         for slot in &REGISTRY {
-            let _ =
-                slot.compare_exchange(me, core::ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed);
+            let _ = slot.compare_exchange(me, core::ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed);
         }
         GENERATION.fetch_add(1, Ordering::AcqRel);
     }
@@ -577,7 +577,11 @@ pub(super) struct Exception {
 ///
 /// # Safety
 /// `state` must be the TCS the thread of `context` is inside with.
-pub(super) unsafe fn aex(context: &ThreadContext, state: *mut TcsState, from: &Interrupted<'_>) -> (u64, u64) {
+pub(super) unsafe fn aex(
+    context: &ThreadContext,
+    state: *mut TcsState,
+    from: &Interrupted<'_>,
+) -> (u64, u64) {
     // SAFETY: the thread is inside, so `busy` is its.
     let s = unsafe { &mut *state };
     let enclave = s.enclave();
@@ -636,13 +640,15 @@ impl ThreadContext {
     /// The enclave in whose ELRANGE the address lies.
     fn enclave_of(&mut self, address: u64) -> Option<&'static EnclaveThreads> {
         let generation = GENERATION.load(Ordering::Acquire);
-        if self.cached_generation != generation || address.wrapping_sub(self.cached_base) >= self.cached_size {
-            let found = REGISTRY.iter().map(|s| s.load(Ordering::Acquire)).filter(|p| !p.is_null()).find(|p| {
-                // SAFETY: registered enclaves are alive; one that is dropped while a thread tries to enter it breaks
-                // the contract of `Initialized`.
-                let e = unsafe { &**p };
-                address.wrapping_sub(e.base) < e.size
-            })?;
+        if self.cached_generation != generation || address.wrapping_sub(self.cached_base) >= self.cached_size
+        {
+            let found =
+                REGISTRY.iter().map(|s| s.load(Ordering::Acquire)).filter(|p| !p.is_null()).find(|p| {
+                    // SAFETY: registered enclaves are alive; one that is dropped while a thread tries to enter it breaks
+                    // the contract of `Initialized`.
+                    let e = unsafe { &**p };
+                    address.wrapping_sub(e.base) < e.size
+                })?;
             // SAFETY: as above.
             let e = unsafe { &*found };
             self.cached = found;
@@ -768,7 +774,8 @@ impl Drop for Slot {
             let mut old: libc::stack_t = core::mem::zeroed();
             libc::sigaltstack(core::ptr::null(), &raw mut old);
             if old.ss_sp as usize == at + asm::CONTEXT_TO_STACK {
-                let off = libc::stack_t { ss_sp: core::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+                let off =
+                    libc::stack_t { ss_sp: core::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
                 libc::sigaltstack(&raw const off, core::ptr::null_mut());
             }
             signal::disarm_dispatch();

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sgx_isa::ErrorCode;
 
-use super::thread::{EnclaveDescription, EnclaveThreads, Fault, Leaves, TcsDescription, enter_function, thread_context};
+use super::thread::{
+    EnclaveDescription, EnclaveThreads, Fault, Leaves, TcsDescription, enter_function, thread_context,
+};
 use crate::{EENTER, EEXIT, ERESUME, Run};
 
 const SIZE: u64 = 0x10000;
@@ -241,7 +243,8 @@ fn signals_while_inside_are_harmless() {
     extern "C" fn on_alarm(_: i32, _: *mut libc::siginfo_t, uc: *mut libc::c_void) {
         SEEN.with(|s| s.fetch_add(1, Ordering::Relaxed));
         // SAFETY: the kernel's context.
-        let rip = unsafe { (*uc.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] as u64 };
+        let rip =
+            unsafe { (*uc.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] as u64 };
         if rip.wrapping_sub(RANGE.load(Ordering::Relaxed)) < SIZE {
             INSIDE.fetch_add(1, Ordering::Relaxed);
         }
