@@ -4,7 +4,7 @@ use std::io;
 
 use crate::PlatformError;
 
-/// Page size of EPC pages (SDM vol. 3D, 34.5).
+/// Page size of EPC pages (SDM vol. 3D, "Enclave Page Cache").
 pub(crate) const PAGE: u64 = 4096;
 
 /// Address space set aside for ELRANGE and, below it, for whatever must be within reach of it. Inaccessible until

@@ -1,5 +1,5 @@
 //! SECS and EPCM of one enclave, and the leaf functions that build it: ECREATE, EADD, EEXTEND, EINIT
-//! (SDM vol. 3D, 36.2, 38.3).
+//! (SDM vol. 3D, "SGX Instruction References").
 //!
 //! Pure bookkeeping: the pages themselves are the caller's. Every rule of the architecture that these functions check
 //! is checked here, and nothing else is.
@@ -19,7 +19,7 @@ use super::signature;
 use crate::PlatformError;
 use crate::memory::PAGE;
 
-/// Size of GPRSGX, the general registers' part of an SSA frame (SDM vol. 3D, 34.9.1.1).
+/// Size of GPRSGX, the general registers' part of an SSA frame (SDM vol. 3D, "GPRSGX Region").
 pub const GPR_SIZE: u64 = 184;
 
 /// An enclave's architectural state.
@@ -34,7 +34,7 @@ pub struct EnclaveState {
     epc_taken: u64,
 }
 
-/// The fields of the SECS that software may learn, most of them by EREPORT (SDM vol. 3D, 34.7).
+/// The fields of the SECS that software may learn, most of them by EREPORT (SDM vol. 3D, "SGX Enclave Control Structure").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecsFields {
     /// Size of ELRANGE.
@@ -65,7 +65,7 @@ pub struct SecsFields {
     pub isv_ext_prod_id: [u8; 16],
 }
 
-/// A TCS page's software-visible fields as EADD left them; CSSA is 0 (SDM vol. 3D, 34.8).
+/// A TCS page's software-visible fields as EADD left them; CSSA is 0 (SDM vol. 3D, "Thread Control Structure").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tcs {
     /// Offset of the page.
@@ -107,7 +107,7 @@ pub(super) struct Run {
 const VALID: u16 = 1 << 7;
 
 impl EnclaveState {
-    /// ENCLS\[ECREATE\] (SDM vol. 3D, 38.3): checks the SECS and begins the measurement.
+    /// ENCLS\[ECREATE\] (SDM vol. 3D, ECREATE): checks the SECS and begins the measurement.
     ///
     /// # Errors
     /// #GP(0) with the rule that the SECS breaks, or [`PlatformError::EpcExhausted`].
@@ -141,7 +141,7 @@ impl EnclaveState {
         })
     }
 
-    /// ENCLS\[EADD\] (SDM vol. 3D, 38.3) of the page at `offset`. `page` is its content in the EPC: of a TCS the
+    /// ENCLS\[EADD\] (SDM vol. 3D, EADD) of the page at `offset`. `page` is its content in the EPC: of a TCS the
     /// fields that are the processor's are cleared, as EADD does.
     ///
     /// # Errors
@@ -193,7 +193,7 @@ impl EnclaveState {
         }
     }
 
-    /// ENCLS\[EEXTEND\] (SDM vol. 3D, 38.3) of the 256 bytes at `offset`; `chunk` is what stands there.
+    /// ENCLS\[EEXTEND\] (SDM vol. 3D, EEXTEND) of the 256 bytes at `offset`; `chunk` is what stands there.
     ///
     /// # Errors
     /// #GP(0) or #PF with the rule broken.
@@ -211,7 +211,7 @@ impl EnclaveState {
         Ok(())
     }
 
-    /// ENCLS\[EINIT\] (SDM vol. 3D, 38.3). Without a token the signer must be the one of IA32_SGXLEPUBKEYHASH; with
+    /// ENCLS\[EINIT\] (SDM vol. 3D, EINIT). Without a token the signer must be the one of IA32_SGXLEPUBKEYHASH; with
     /// flexible launch control that is so.
     ///
     /// # Errors
@@ -286,6 +286,11 @@ impl EnclaveState {
         self.secs.attributes.flags |= AttributesFlags::INIT;
         self.tcs.sort_unstable_by_key(|t| t.offset);
         Ok(())
+    }
+
+    /// MRENCLAVE if EINIT came now: what a signature structure must hold.
+    pub fn measurement(&self) -> [u8; 32] {
+        self.measurement.finish()
     }
 
     /// The machine it is on.
@@ -468,7 +473,7 @@ impl std::fmt::Debug for EnclaveState {
 }
 
 /// Bytes that an SSA frame must have at least: XSAVE area in standard format, MISC region, GPRSGX
-/// (SDM vol. 3D, 34.9, 39.7.2.2).
+/// (SDM vol. 3D, "State Save Area Frame").
 pub fn required_frame_bytes(xfrm: u64, miscselect: Miscselect) -> u64 {
     let mut xsave = 576;
     for i in (2..63).filter(|i| xfrm >> i & 1 == 1) {
@@ -537,7 +542,7 @@ fn config_of(secs: &Secs) -> ([u8; 64], u16) {
     (id, u16::from_le_bytes([secs.padding[0], secs.padding[1]]))
 }
 
-/// Would XSETBV accept it (SDM vol. 1, 13.3)?
+/// Would XSETBV accept it (SDM vol. 1, "Enabling the XSAVE Feature Set")?
 fn is_legal_xcr0(xfrm: u64) -> bool {
     let all_or_none = |mask: u64| xfrm & mask == 0 || xfrm & mask == mask;
     let avx = xfrm & 4 != 0;

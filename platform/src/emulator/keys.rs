@@ -1,4 +1,4 @@
-//! EREPORT and EGETKEY (SDM vol. 3D, 38.4), and the derivation of keys.
+//! EREPORT and EGETKEY (SDM vol. 3D, "SGX Instruction References"), and the derivation of keys.
 //!
 //! Nothing here allocates or takes a lock: these leaf functions run in signal handlers.
 //!
@@ -15,7 +15,7 @@ use super::enclave::EnclaveState;
 use super::machine::Machine;
 use super::signature::PKCS1_5_PADDING;
 
-/// KEYREQUEST.KEYPOLICY bits (SDM vol. 3D, 34.18.2); `sgx_isa` has only the first two.
+/// KEYREQUEST.KEYPOLICY bits (SDM vol. 3D, "KEY REQUEST KeyPolicy Structure"); `sgx_isa` has only the first two.
 pub mod policy {
     /// Include MRENCLAVE.
     pub const MRENCLAVE: u16 = 1 << 0;

@@ -54,7 +54,7 @@ pub enum Root {
     Seed([u8; 32]),
 }
 
-/// Launch control (SDM vol. 3D, 35.1.4).
+/// Launch control (SDM vol. 3D, "SGX Launch Control Configuration").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaunchControl {
     /// Flexible: IA32_SGXLEPUBKEYHASH is writable and, as Linux does, set to the signer's hash before each EINIT.

@@ -1,4 +1,4 @@
-//! MRENCLAVE: the running measurement of an enclave under construction (SDM vol. 3D, 36.4.1).
+//! MRENCLAVE: the running measurement of an enclave under construction (SDM vol. 3D, "Enclave Measurement").
 //!
 //! Own code, on purpose independent of the `sgxs` crate, so that the two check each other.
 
