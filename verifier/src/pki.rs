@@ -7,7 +7,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use der::{
     AnyRef, Decode, Encode, Reader, SliceReader, Tag,
-    asn1::{ObjectIdentifier, OctetStringRef, UintRef},
+    asn1::{BitString, ObjectIdentifier, OctetStringRef, UintRef},
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_cert::{
@@ -15,6 +15,7 @@ use x509_cert::{
     crl::CertificateList,
     ext::{Extensions, pkix::BasicConstraints},
     name::Name,
+    spki::AlgorithmIdentifierOwned,
 };
 
 use crate::{
@@ -48,6 +49,7 @@ pub(crate) struct Certificate {
     pub(crate) subject: Vec<u8>,
     pub(crate) issuer: Vec<u8>,
     pub(crate) common_name: String,
+    issuer_common_name: String,
     /// Big endian, without leading zeros.
     pub(crate) serial: Vec<u8>,
     pub(crate) not_before: Time,
@@ -73,8 +75,9 @@ impl Certificate {
         });
         Ok(Self {
             tbs: signed,
-            signature: x509.signature().raw_bytes().to_vec(),
+            signature: signature((x509.signature_algorithm(), x509.signature()), tbs.signature())?,
             common_name: common_name(tbs.subject()),
+            issuer_common_name: common_name(tbs.issuer()),
             subject: subject.to_vec(),
             issuer: issuer.to_vec(),
             serial: without_leading_zeros(tbs.serial_number().as_bytes()).to_vec(),
@@ -94,7 +97,8 @@ impl Certificate {
     }
 
     pub(crate) fn is_self_issued(&self) -> bool {
-        same_name(&self.subject, &self.issuer)
+        // Nearly always decides, at a fraction of the cost.
+        self.common_name == self.issuer_common_name && same_name(&self.subject, &self.issuer)
     }
 
     /// Whether `issuer` is the issuer by name and by its P-256 key.
@@ -335,7 +339,7 @@ impl Crl {
         let revoked = tbs.revoked_certificates.iter().flatten();
         Ok(Self {
             tbs: der[first_element(der)?].to_vec(),
-            signature: list.signature.raw_bytes().to_vec(),
+            signature: signature((&list.signature_algorithm, &list.signature), &tbs.signature)?,
             issuer: crl_issuer(&der[first_element(der)?])?.to_vec(),
             issuer_common_name: common_name(&tbs.issuer),
             this_update: Time(tbs.this_update.to_unix_duration().as_secs()),
@@ -417,6 +421,17 @@ fn extensions(extensions: Option<&Extensions>) -> Vec<(ObjectIdentifier, Vec<u8>
         .flatten()
         .map(|extension| (extension.extn_id, extension.extn_value.as_bytes().to_vec()))
         .collect()
+}
+
+/// The signature of a certificate or CRL, whose unsigned algorithm must be the signed one (RFC 5280, 4.1.1.2).
+fn signature(
+    (algorithm, signature): (&AlgorithmIdentifierOwned, &BitString),
+    signed: &AlgorithmIdentifierOwned,
+) -> der::Result<Vec<u8>> {
+    if algorithm != signed {
+        return Err(Tag::Sequence.value_error().into());
+    }
+    Ok(signature.as_bytes().ok_or_else(|| Tag::BitString.value_error())?.to_vec())
 }
 
 /// Where the first element of the outer SEQUENCE lies: the part that is signed.
