@@ -35,9 +35,6 @@ unsafe extern "C" {
     pub fn enclos_ereport(target_info: *const u8, report_data: *const u8, report: *mut u8);
     /// ENCLU with leaf EGETKEY; the error code of RAX.
     pub fn enclos_egetkey(key_request: *const u8, key: *mut u8) -> u64;
-    /// First byte of the runtime, which is the first of ELRANGE.
-    static __ehdr_start: u8;
-    static _DYNAMIC: [u64; 2];
 }
 
 /// What `enclos_switch` returns.
@@ -76,7 +73,13 @@ pub struct Registers {
 
 /// Start of ELRANGE.
 pub fn enclave_base() -> u64 {
-    &raw const __ehdr_start as u64
+    let at: u64;
+    // By instruction, not through the global offset table, which is not relocated at first.
+    // SAFETY: computes an address.
+    unsafe {
+        core::arch::asm!("lea {}, [rip + __ehdr_start]", out(reg) at, options(nomem, nostack, preserves_flags));
+    }
+    at
 }
 
 /// Applies the runtime's own relocations. Runs first of all code but `enclos_entry`, once.
@@ -92,7 +95,8 @@ unsafe extern "C" fn enclos_relocate() {
     // SAFETY: the linker made the dynamic section and the table it names; both are measured. Only relative relocations
     // occur in a static PIE without symbols to import.
     unsafe {
-        let mut entry = &raw const _DYNAMIC;
+        let mut entry: *const [u64; 2];
+        core::arch::asm!("lea {}, [rip + _DYNAMIC]", out(reg) entry, options(nomem, nostack, preserves_flags));
         let (mut rela, mut size) = (0, 0);
         while (*entry)[0] != 0 {
             match (*entry)[0] {
