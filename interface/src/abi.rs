@@ -53,7 +53,7 @@ pub mod exit {
     /// The program ended (`exit_group`): RSI = exit status.
     pub const EXIT: u64 = 0x104;
     /// The enclave ended itself after a fault; RSI = length of a [`FaultReport`](super::FaultReport) in the
-    /// thread's frame (its text follows the fixed part), or 0.
+    /// thread's frame, its text included, or 0.
     pub const FAULT: u64 = 0x105;
     /// The entry itself was not acceptable: RSI = a [refusal](super::refusal).
     pub const REFUSED: u64 = 0x106;

@@ -308,8 +308,12 @@ pub(super) unsafe extern "C" fn handle(
     let rip = frame.uc_mcontext.gregs[libc::REG_RIP as usize] as u64;
     if let (Some(context), Some(bases)) = (context, bases) {
         let state = context.current.load(Ordering::Relaxed);
+        // A fault at any other address while inside means that the enclave jumped out of ELRANGE: on hardware fetching
+        // from there is #GP.
+        let jumped_out =
+            || FAULTS.contains(&signal) && code > 0 && code != SYS_USER_DISPATCH && !in_emulator(rip);
         // SAFETY: a non-null current state is the one this thread is inside with.
-        if !state.is_null() && unsafe { (*state).covers(rip) } {
+        if !state.is_null() && (unsafe { (*state).covers(rip) } || jumped_out()) {
             let entered = Inside { signal, code, info, frame, context, bases, state };
             return entered.handle();
         }
@@ -334,6 +338,11 @@ pub(super) unsafe extern "C" fn handle(
     }
     // SAFETY: as above.
     unsafe { chain(signal, info, uc) }
+}
+
+/// Is the address in the code of `transitions`?
+fn in_emulator(rip: u64) -> bool {
+    (&raw const asm::enclos_emu_text as u64..&raw const asm::enclos_emu_text_end as u64).contains(&rip)
 }
 
 /// Is there an ENCLU instruction at an address that was just executed?
@@ -454,8 +463,10 @@ impl Inside<'_> {
             libc::SIGILL if kernel_made => self.illegal(),
             libc::SIGSEGV | libc::SIGBUS if kernel_made => {
                 let address = self.greg(libc::REG_CR2);
+                // SAFETY: the state is this thread's.
+                let outside = !unsafe { (*self.state).covers(self.greg(libc::REG_RIP)) };
                 match vector {
-                    VECTOR_PF => self.exception(vector, error, address),
+                    VECTOR_PF if !outside => self.exception(vector, error, address),
                     _ => self.exception(VECTOR_GP, error, 0),
                 }
             }
@@ -478,7 +489,7 @@ impl Inside<'_> {
         let leaf = self.greg(libc::REG_RAX) as u32;
         // SAFETY: the state is this thread's.
         let state = unsafe { &*self.state };
-        let in_gate = rip < state.enclave().base;
+        let in_gate = rip.wrapping_sub(state.enclave().base - 4096) < 4096;
         if !in_gate && !enclu_at(rip) {
             return self.exception(VECTOR_UD, 0, 0);
         }

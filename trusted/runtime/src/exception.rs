@@ -83,26 +83,26 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
     let vector = if gpr.exitinfo >> 31 != 0 { gpr.exitinfo & 0xff } else { u32::MAX };
     let address = if vector == 14 { address } else { 0 };
     let rip = gpr.rip;
-    report(me, vector, rip, address, format_args!("{} at {}", name(vector), Place(rip)));
+    let len = report(me, vector, rip, address, format_args!("{} at {}", name(vector), Place(rip)));
     // SAFETY: the enclave has ended; this thread goes no further.
-    unsafe { entry::enclos_leave_exception(exit::FAULT, REPORT_LEN as u64, 0) }
+    unsafe { entry::enclos_leave_exception(exit::FAULT, len, 0) }
 }
 
 /// Ends the enclave because the program asked for it (SIGABRT and the like).
 pub fn die_of_abort(me: &mut Thread, rip: u64, signal: u64) -> ! {
-    report(me, ABORT, rip, 0, format_args!("the program ended itself by signal {signal} (abort)"));
+    let len = report(me, ABORT, rip, 0, format_args!("the program ended itself by signal {signal} (abort)"));
     me.state = crate::thread::state::FREE;
     // SAFETY: as above.
-    unsafe { entry::enclos_leave(exit::FAULT, REPORT_LEN as u64, 0) }
+    unsafe { entry::enclos_leave(exit::FAULT, len, 0) }
 }
 
 /// Ends the enclave because of a bug in the runtime.
 pub fn die_of_bug(what: core::fmt::Arguments<'_>) -> ! {
     let me = Thread::current();
-    report(me, BUG, 0, 0, what);
+    let len = report(me, BUG, 0, 0, what);
     me.state = crate::thread::state::FREE;
     // SAFETY: as above.
-    unsafe { entry::enclos_leave(exit::FAULT, REPORT_LEN as u64, 0) }
+    unsafe { entry::enclos_leave(exit::FAULT, len, 0) }
 }
 
 fn resume() -> ! {
@@ -118,9 +118,9 @@ fn trap_at(rip: u64) -> Option<u64> {
 
 const REPORT_LEN: usize = size_of::<FaultReport>();
 
-/// Writes the report into the thread's frame and marks the enclave ended. Addresses are told for debug images only: in
+/// Writes the report into the thread's frame, marks the enclave ended and returns the report's length. Addresses are told for debug images only: in
 /// production they would help an attacker.
-fn report(me: &Thread, vector: u32, rip: u64, address: u64, what: core::fmt::Arguments<'_>) {
+fn report(me: &Thread, vector: u32, rip: u64, address: u64, what: core::fmt::Arguments<'_>) -> u64 {
     crate::set_ended();
     let debug = crate::boot::is_debug();
     let frame = Frame::of(me);
@@ -136,6 +136,7 @@ fn report(me: &Thread, vector: u32, rip: u64, address: u64, what: core::fmt::Arg
     for (i, w) in words.into_iter().enumerate() {
         frame.put(8 * i as u64, &w.to_le_bytes());
     }
+    REPORT_LEN as u64 + text.len
 }
 
 /// Text written straight into the frame, after the fixed part; what does not fit is dropped.
