@@ -183,6 +183,8 @@ pub enum Identity {
         migratable: bool,
         /// Whether a service TD is bound to it.
         service_td: bool,
+        /// Whether the host is kept from raising exceptions in it by unmapping memory.
+        sept_ve_disabled: bool,
     },
     /// An SEV-SNP guest.
     SevSnp {

@@ -5,10 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     appraisal::Appraisal,
     collateral::{Collateral, CollateralError},
+    pki::PckChain,
     policy::{Policy, Verdict},
-    quote::without_oe_header,
+    quote::{Quote, Tee, without_oe_header},
     snp::{SNP_REPORT_LEN, SnpCollateral},
-    types::Time,
+    status::Failure,
+    types::{Hex, Time},
     verify::Verifier,
 };
 
@@ -62,6 +64,62 @@ impl AnyCollateral {
             None => Self::Dcap(Box::new(serde_json::from_slice(json)?)),
         })
     }
+}
+
+/// What names the collateral of a platform to a provisioning service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct CollateralKey {
+    /// Whose TCB info and QE identity are needed.
+    pub tee: Tee,
+    /// Family of platforms the TCB info is for.
+    pub fmspc: Hex<6>,
+    /// Which CA's CRL is needed.
+    pub ca: PckCa,
+}
+
+/// The CAs that issue PCK certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PckCa {
+    /// For platforms registered as a whole (scalable processors).
+    Platform,
+    /// For single processors.
+    Processor,
+}
+
+impl CollateralKey {
+    /// The key for a quote, by the certificates in it; under which root is not asked.
+    ///
+    /// # Errors
+    /// [`CollateralKeyError`] when the quote carries no usable PCK certificate chain.
+    pub fn of(quote: &Quote<'_>) -> Result<Self, CollateralKeyError> {
+        let chain =
+            quote.certification.pck_chain().ok_or(CollateralKeyError::NoChain(quote.certification.kind))?;
+        // A verifier without roots remembers nothing and trusts nobody; only what the certificates say is wanted.
+        let chain = PckChain::verify(chain, &Verifier::default()).map_err(CollateralKeyError::Chain)?;
+        let ca = match &chain.intermediate.common_name {
+            name if name.contains("Platform") => PckCa::Platform,
+            name if name.contains("Processor") => PckCa::Processor,
+            name => return Err(CollateralKeyError::UnknownCa(name.clone())),
+        };
+        Ok(Self { tee: quote.tee, fmspc: chain.pck.fmspc, ca })
+    }
+}
+
+/// Why a quote does not say what collateral it needs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CollateralKeyError {
+    /// The quote carries identifiers of a PCK certificate only.
+    #[error(
+        "the quote has certification data of type {0}, no certificate chain; fetch the PCK certificate by its identifiers"
+    )]
+    NoChain(u16),
+    /// The chain is not usable.
+    #[error("the quote's certificate chain is not usable: {0}")]
+    Chain(Failure),
+    /// The CA is neither of those there are.
+    #[error("the PCK certificate is from {0:?}, neither a Platform nor a Processor CA")]
+    UnknownCa(String),
 }
 
 /// Evidence and collateral are of different vendors.

@@ -36,7 +36,9 @@ pub use appraisal::{
     Appraisal, Check, CheckKind, Identity, Level, Platform, Shortfall, SnpTcb, Tcb, TcbComponent, TcbPart,
 };
 pub use collateral::{Collateral, CollateralError, TrustedCollateral};
-pub use evidence::{AnyCollateral, CollateralMismatch, Evidence, appraise};
+pub use evidence::{
+    AnyCollateral, CollateralKey, CollateralKeyError, CollateralMismatch, Evidence, PckCa, appraise,
+};
 pub use policy::{
     Acceptance, Bytes, ConditionalAcceptance, IdentityRule, Policy, PolicyError, Reason, TcbPolicy, Verdict,
 };

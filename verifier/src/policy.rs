@@ -74,6 +74,8 @@ pub struct TcbPolicy {
     pub allow_service_td: bool,
     /// Accept TDX trust domains and SEV-SNP guests that may be migrated.
     pub allow_migration: bool,
+    /// Accept TDX trust domains in which the host can raise exceptions by unmapping memory (SEPT_VE_DISABLE is not set).
+    pub allow_sept_ve: bool,
     /// Lowest security versions of an SEV-SNP platform.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimum_snp: Option<SnpTcb>,
@@ -88,6 +90,7 @@ impl Default for TcbPolicy {
             collateral_grace_days: 0,
             allow_service_td: false,
             allow_migration: false,
+            allow_sept_ve: false,
             minimum_snp: None,
         }
     }
@@ -319,6 +322,11 @@ impl Policy {
         {
             reasons.push(Reason::ServiceTd);
         }
+        if let Identity::Tdx { sept_ve_disabled: false, .. } = identity
+            && !self.tcb.allow_sept_ve
+        {
+            reasons.push(Reason::SeptVe);
+        }
         if let Identity::Tdx { migratable: true, .. } | Identity::SevSnp { migratable: true, .. } = identity
             && !self.tcb.allow_migration
         {
@@ -542,6 +550,11 @@ pub enum Reason {
     /// Service TDs are bound to the trust domain.
     #[error("a service TD is bound to the trust domain (tcb.allow_service_td is not set)")]
     ServiceTd,
+    /// The host can raise exceptions inside the trust domain.
+    #[error(
+        "the host can raise exceptions inside the trust domain by unmapping its memory (tcb.allow_sept_ve is not set)"
+    )]
+    SeptVe,
     /// The environment may be migrated.
     #[error("the environment may be migrated to another platform (tcb.allow_migration is not set)")]
     Migratable,

@@ -415,6 +415,11 @@ impl<'a> TdReport<'a> {
     pub fn is_migratable(&self) -> bool {
         self.td_attributes()[3] & 0x20 != 0
     }
+    /// Whether EPT violations are kept from becoming exceptions in the trust domain (SEPT_VE_DISABLE, bit 28).
+    #[must_use]
+    pub fn is_sept_ve_disabled(&self) -> bool {
+        self.td_attributes()[3] & 0x10 != 0
+    }
     /// Whether a service TD is bound to the trust domain.
     #[must_use]
     pub fn has_service_td(&self) -> bool {

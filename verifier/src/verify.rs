@@ -717,6 +717,7 @@ fn identity(body: &Body<'_>) -> Identity {
             debug: report.is_debug(),
             migratable: report.is_migratable(),
             service_td: report.has_service_td(),
+            sept_ve_disabled: report.is_sept_ve_disabled(),
         },
     }
 }

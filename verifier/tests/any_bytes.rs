@@ -46,8 +46,8 @@ fn every_byte_of_a_quote_matters() {
         let pem_start = quote.windows(10).position(|window| window == b"-----BEGIN").unwrap();
         let end = quote.len() - Quote::parse(&quote).unwrap().trailing;
         for position in 0..quote.len() {
-            // Signatures cost time; of the certificates' text every 7th byte must do.
-            if position > pem_start && position % 7 != 0 {
+            // Signatures cost time; of the certificates' text every 23rd byte must do.
+            if position > pem_start && position % 23 != 0 {
                 continue;
             }
             let mut mutant = quote.clone();
@@ -88,7 +88,7 @@ fn lengths_and_kinds_in_a_quote_are_not_believed() {
     let policy = Policy { any_identity: true, ..Policy::default() };
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     for quote in quotes() {
-        for _ in 0..150 {
+        for _ in 0..80 {
             let mut mutant = quote.clone();
             for _ in 0..=random.below(8) {
                 // Headers and lengths lie early; that is where parsing decides.
@@ -111,7 +111,7 @@ fn mutated_collateral_is_never_believed_and_never_panics() {
     let good = Collateral::from_json(&json).unwrap();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut refused = 0;
-    for round in 0..600 {
+    for round in 0..300 {
         let mut mutant = good.clone();
         let text = |text: &mut String, random: &mut Random| {
             let position = random.below(text.len());
@@ -139,7 +139,7 @@ fn mutated_collateral_is_never_believed_and_never_panics() {
             refused += 1;
         }
     }
-    assert!(refused > 550, "only {refused} collaterals were changed");
+    assert!(refused > 270, "only {refused} collaterals were changed");
     for position in (0..json.len()).step_by(3) {
         let mut mutant = json.clone();
         mutant[position] ^= 4;
