@@ -48,6 +48,8 @@ pub(crate) struct Program {
     pub(crate) phnum: u64,
     /// `.eh_frame_hdr`, empty if none.
     pub(crate) eh_frame_hdr: Range<u64>,
+    /// Address of `.eh_frame`, if the file has sections and this one.
+    pub(crate) eh_frame: Option<u64>,
     /// Symbols, if the file has any.
     pub(crate) symbols: Vec<Symbol>,
     /// Addresses that relocations write into memory (RELATIVE, IRELATIVE and RELR).
@@ -206,6 +208,7 @@ impl Program {
             phdr,
             phnum: elf.elf_program_headers().len() as u64,
             eh_frame_hdr,
+            eh_frame: elf.section_by_name(".eh_frame").map(|s| s.address()),
             symbols,
             relocated: Vec::new(),
             enclu,
@@ -234,11 +237,6 @@ impl Program {
     /// Is the address in an executable page?
     pub(crate) fn is_executable(&self, address: u64) -> bool {
         self.perms.get((address / PAGE) as usize).copied().flatten().is_some_and(|p| p.x)
-    }
-
-    /// Is the address in any page?
-    pub(crate) fn is_mapped(&self, address: u64) -> bool {
-        self.perms.get((address / PAGE) as usize).is_some_and(Option::is_some)
     }
 
     /// `N` bytes at an address.

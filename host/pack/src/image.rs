@@ -6,9 +6,9 @@ use enclos::manifest::{Manifest, ManifestError};
 use serde::{Deserialize, Serialize};
 use sgx_isa::{Attributes, AttributesFlags, Miscselect, PageType, Sigstruct};
 
-use crate::PAGE;
 use crate::layout::{INFO_SIZE, decode_info};
 use crate::sgxs::{SgxsError, Stream};
+use crate::{Counts, PAGE};
 
 /// File name extension of images.
 pub const EXTENSION: &str = "enclave";
@@ -62,6 +62,8 @@ pub struct Hints {
     pub runtime_code: u64,
     /// Bytes of the application's executable pages as they were built.
     pub app_code: u64,
+    /// What became of the application's `syscall` and `cpuid` sites.
+    pub sites: Counts,
 }
 
 impl Image {

@@ -8,13 +8,14 @@
 //!   start, so that no ERESUME can precede it.
 
 use enclos::abi::thread;
-use enclos::image::{INFO_MAGIC, ImageInfo, TrapSite};
+use enclos::image::{INFO_MAGIC, ImageInfo, TRAP_CPUID, TrapSite};
 use enclos::manifest::ManifestError;
 use sgx_isa::{PageType, SecinfoFlags};
 
 use crate::config::{Config, Profile};
 use crate::elf::{ElfError, Perm, Program};
 use crate::image::{Hints, Image, ImageError};
+use crate::rewrite::{Plan, RewriteError, RuntimeEntries};
 use crate::{PAGE, sgxs};
 
 /// What an image is made of.
@@ -38,19 +39,22 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
         return Err(PackError::Profile);
     }
     let runtime = Program::parse(input.runtime).map_err(PackError::Runtime)?;
-    let app = Program::parse(input.app).map_err(PackError::Application)?;
+    let mut app = Program::parse(input.app).map_err(PackError::Application)?;
     let entry = runtime_symbol(&runtime, "enclos_entry")?;
+    let syscall = runtime_symbol(&runtime, "enclos_syscall")?;
+    let cpuid = runtime_symbol(&runtime, "enclos_cpuid")?;
+    let app_code = app.code_bytes();
+    let plan = Plan::new(&app);
     let manifest = input.config.manifest()?;
     let threads = input.config.threads.get();
 
-    // The application's place must be known before its sites are rewritten, and how many of them trap only after:
-    // so the trap table stands behind the manifest, in as many pages as it may need at most.
     let info_at = runtime.end();
     let manifest_at = info_at + (INFO_SIZE as u64).next_multiple_of(16);
     let traps_at = (manifest_at + manifest.len() as u64).next_multiple_of(16);
-    let traps: Vec<TrapSite> = Vec::new();
-    let traps_end = traps_at + (traps.len() * TRAP_SIZE) as u64;
+    let traps_end = traps_at + (plan.traps.len() * TRAP_SIZE) as u64;
     let app_at = traps_end.next_multiple_of(APP_ALIGN);
+    let from_app = |address: u64| address.wrapping_sub(app_at);
+    plan.apply(&mut app, RuntimeEntries { syscall: from_app(syscall), cpuid: from_app(cpuid) })?;
     let app_end = app_at + app.end();
 
     let thread_area = app_end;
@@ -74,14 +78,15 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
         heap,
         heap_size,
         traps: traps_at,
-        trap_count: traps.len() as u64,
+        trap_count: plan.traps.len() as u64,
         app_eh_frame_hdr: if app.eh_frame_hdr.is_empty() { 0 } else { app_at + app.eh_frame_hdr.start },
     };
     let mut info_pages = vec![0; (traps_end.next_multiple_of(PAGE) - info_at) as usize];
     info_pages[..INFO_SIZE].copy_from_slice(&encode_info(&info));
     put(&mut info_pages, manifest_at - info_at, &manifest);
-    for (i, trap) in traps.iter().enumerate() {
-        put(&mut info_pages, traps_at - info_at + (i * TRAP_SIZE) as u64, &encode_trap(trap));
+    for (address, at) in plan.traps.iter().zip((traps_at - info_at..).step_by(TRAP_SIZE)) {
+        let trap = TrapSite { offset: app_at + address, kind: TRAP_CPUID };
+        put(&mut info_pages, at, &encode_trap(&trap));
     }
 
     let mut stream = sgxs::Writer::new(size, thread::SSA_FRAME_PAGES);
@@ -101,7 +106,8 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
     let hints = Hints {
         enclu_sites: runtime.enclu.clone(),
         runtime_code: runtime.code_bytes(),
-        app_code: app.code_bytes(),
+        app_code,
+        sites: plan.counts,
     };
     Ok(Image::new(stream.finish(), hints)?)
 }
@@ -245,6 +251,9 @@ pub enum PackError {
     /// SGX2 images need a runtime that grows its heap.
     #[error("profile \"sgx2\" is not supported yet by the runtime of this version: use profile = \"sgx1\"")]
     Profile,
+    /// A site cannot be rewritten.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
     /// The manifest is too large.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

@@ -8,6 +8,7 @@ pub mod config;
 mod elf;
 pub mod image;
 mod layout;
+mod rewrite;
 pub mod sgxs;
 pub mod sign;
 
@@ -15,6 +16,7 @@ pub use config::{Config, ConfigError};
 pub use elf::ElfError;
 pub use image::{Image, ImageError};
 pub use layout::{PackError, PackInput, pack};
+pub use rewrite::{Counts, Forms, RewriteError};
 pub use sign::{Date, SignError, SigningKey, VerifyingKey};
 
 /// Size of a page in bytes.

@@ -95,6 +95,33 @@ fn the_layout_is_the_one_of_the_abi() {
 }
 
 #[test]
+fn stubs_jump_to_the_runtime_and_back() {
+    let image = image(&small());
+    let (info, stream, sites) = (image.info(), image.stream(), &image.hints().sites);
+    assert!(sites.syscall.rewritten() > 30 && sites.cpuid.rewritten() > 10, "{sites:?}");
+    let entry =
+        stream.pages.iter().find(|p| p.is(PageType::Tcs)).and_then(|p| p.data.as_ref()).expect("a TCS");
+    let entry = u64::from_le_bytes(entry[32..40].try_into().expect("eight bytes"));
+    // In the test runtime, `mov $4,%eax; enclu; nop; jmp *%rcx; jmp *%rdx`.
+    let (syscall, cpuid) = (entry + 10, entry + 12);
+    let app = stream.read(info.app, (info.app_end - info.app) as usize).expect("all of it");
+    let mut found = [0, 0];
+    for (at, bytes) in (info.app..).zip(app.windows(5)).filter(|(_, bytes)| bytes[0] == 0xe9) {
+        let to = i32::from_le_bytes(bytes[1..].try_into().expect("four bytes"));
+        let to = (at + 5).wrapping_add_signed(to.into());
+        found[0] += u64::from(to == syscall);
+        found[1] += u64::from(to == cpuid);
+    }
+    assert_eq!(found, [sites.syscall.rewritten(), sites.cpuid.rewritten()]);
+    let traps = stream.read(info.traps, info.trap_count as usize * 16).expect("the trap table");
+    assert_eq!(info.trap_count, sites.cpuid.trapping);
+    for trap in traps.chunks(16) {
+        let at = u64::from_le_bytes(trap[..8].try_into().expect("eight bytes"));
+        assert_eq!(stream.read(at, 2).as_deref(), Some(&[0x0f, 0x0b][..]));
+    }
+}
+
+#[test]
 fn every_setting_that_matters_is_measured() {
     let base = image(&config()).mrenclave();
     assert_eq!(base, image(&config()).mrenclave(), "same inputs, same measurement");
