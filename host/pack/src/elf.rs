@@ -184,13 +184,12 @@ impl Program {
             Some(section) => {
                 let data = section.data().map_err(|e| ElfError::Malformed { what: e.to_string() })?;
                 let (words, []) = data.as_chunks::<4>() else {
-                    return Err(ElfError::Malformed { what: ".enclos.enclu is not an array of u32".into() });
+                    return Err(ElfError::Malformed { what: ".enclos.enclu is not an array of i32".into() });
                 };
+                // Distances from the entry itself: an assembler can express those in a PIE.
                 let entry = |(word, at): (&[u8; 4], u64)| {
-                    // An address, or (what an assembler can express in a PIE) a distance from the entry itself.
-                    let value = u32::from_le_bytes(*word);
-                    let relative = at.wrapping_add_signed(i64::from(value.cast_signed()));
-                    [u64::from(value), relative].into_iter().find(|a| is_enclu(&memory, *a))
+                    let address = at.wrapping_add_signed(i64::from(i32::from_le_bytes(*word)));
+                    is_enclu(&memory, address).then_some(address)
                 };
                 let found = words.iter().zip((section.address()..).step_by(4)).map(entry).collect();
                 let found: Option<Vec<u64>> = found;

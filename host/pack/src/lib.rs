@@ -19,5 +19,10 @@ pub use layout::{PackError, PackInput, pack};
 pub use rewrite::{Counts, Forms, RewriteError};
 pub use sign::{Date, SignError, SigningKey, VerifyingKey};
 
+/// The runtime that goes into every image: an ELF file. It was built together with this crate.
+pub fn runtime() -> &'static [u8] {
+    include_bytes!(concat!(env!("OUT_DIR"), "/enclos-runtime"))
+}
+
 /// Size of a page in bytes.
 const PAGE: u64 = enclos::abi::PAGE_SIZE;

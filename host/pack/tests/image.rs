@@ -122,6 +122,17 @@ fn stubs_jump_to_the_runtime_and_back() {
 }
 
 #[test]
+fn the_runtime_built_in_packs() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let app = hello(dir.path());
+    let image =
+        pack(&PackInput { runtime: enclos_pack::runtime(), app: &app, config: &small() }).expect("packs");
+    assert!(!image.hints().enclu_sites.is_empty());
+    let text = String::from_utf8_lossy(enclos_pack::runtime());
+    assert!(!text.contains(env!("CARGO_MANIFEST_DIR")), "paths of this machine are in the runtime");
+}
+
+#[test]
 fn every_setting_that_matters_is_measured() {
     let base = image(&config()).mrenclave();
     assert_eq!(base, image(&config()).mrenclave(), "same inputs, same measurement");
