@@ -63,7 +63,7 @@ pub fn trap_table() -> &'static [TrapSite] {
 /// Entry of START, after relocation.
 pub unsafe extern "C" fn start(info: u64, len: u64) -> ! {
     let me = Thread::current();
-    me.state = state::RUNNING;
+    me.set_state(state::RUNNING, false);
     match prepare(me, info, len) {
         Ok((stack, entry)) => {
             thread::release();
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn start(info: u64, len: u64) -> ! {
         }
         Err(reason) => {
             crate::set_ended();
-            me.state = state::FREE;
+            me.set_state(state::FREE, false);
             // SAFETY: nothing continues here.
             unsafe { entry::enclos_leave(exit::REFUSED, reason, 0) }
         }

@@ -91,7 +91,7 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
 /// Ends the enclave because the program asked for it (SIGABRT and the like).
 pub fn die_of_abort(me: &mut Thread, rip: u64, signal: u64) -> ! {
     let len = report(me, ABORT, rip, 0, format_args!("the program ended itself by signal {signal} (abort)"));
-    me.state = crate::thread::state::FREE;
+    me.set_state(crate::thread::state::FREE, false);
     // SAFETY: as above.
     unsafe { entry::enclos_leave(exit::FAULT, len, 0) }
 }
@@ -100,7 +100,7 @@ pub fn die_of_abort(me: &mut Thread, rip: u64, signal: u64) -> ! {
 pub fn die_of_bug(what: core::fmt::Arguments<'_>) -> ! {
     let me = Thread::current();
     let len = report(me, BUG, 0, 0, what);
-    me.state = crate::thread::state::FREE;
+    me.set_state(crate::thread::state::FREE, false);
     // SAFETY: as above.
     unsafe { entry::enclos_leave(exit::FAULT, len, 0) }
 }

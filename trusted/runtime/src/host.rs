@@ -61,8 +61,7 @@ pub fn is_inside(at: u64, len: u64) -> bool {
 /// A host call by a Linux call: vector registers survive. The result is the host's word.
 pub fn call_keeping(me: &mut Thread, number: u64, a: u64, b: u64, c: u64) -> i64 {
     crate::calls::count(enclos::abi::counter::HOST_CALLS);
-    me.nestable = 0;
-    me.state = state::HOST_CALL;
+    me.set_state(state::HOST_CALL, false);
     // SAFETY: the state is set; the only entry that gets in is RETURN.
     let answer = unsafe { entry::enclos_switch_keeping(exit::HOST_CALL, number, a, b, c) };
     answer.value as i64
@@ -71,11 +70,9 @@ pub fn call_keeping(me: &mut Thread, number: u64, a: u64, b: u64, c: u64) -> i64
 /// A host call by the enclave library (C calling convention: vector registers are the caller's to save). Typed service
 /// calls may have calls nested on top.
 pub fn call(me: &mut Thread, number: u64, a: u64, b: u64, c: u64, nestable: bool) -> i64 {
-    me.nestable = u32::from(nestable);
-    me.state = state::HOST_CALL;
+    me.set_state(state::HOST_CALL, nestable);
     // SAFETY: as above, and NESTED_CALL where allowed.
     let answer = unsafe { entry::enclos_switch(exit::HOST_CALL, number, a, b, c) };
-    me.nestable = 0;
     answer.value as i64
 }
 

@@ -52,7 +52,7 @@ extern "C" fn next_call(mut status: u64, mut reply_len: u64, out: *mut IncomingC
     let me = Thread::current();
     let mut code = exit::PARKED;
     loop {
-        me.state = state::PARKED;
+        me.set_state(state::PARKED, false);
         // SAFETY: the state is set; CALL or SHUTDOWN is what gets in.
         let answer = unsafe { entry::enclos_switch(code, status, reply_len, 0, 0) };
         if crate::ended() || answer.op == op::SHUTDOWN {
@@ -73,7 +73,8 @@ extern "C" fn next_call(mut status: u64, mut reply_len: u64, out: *mut IncomingC
 
 /// Checks the four arguments of CALL and NESTED_CALL.
 fn incoming(me: &Thread) -> Result<IncomingCall, u64> {
-    let [request, request_len, reply, reply_capacity] = me.args;
+    // SAFETY: a field of the structure; `entry` wrote it, behind the compiler's back.
+    let [request, request_len, reply, reply_capacity] = unsafe { (&raw const me.args).read_volatile() };
     let usable = request_len <= MAX_MESSAGE
         && reply_capacity <= MAX_MESSAGE
         && host::is_outside(request, request_len)

@@ -97,6 +97,17 @@ impl Thread {
         }
     }
 
+    /// Says who may enter from now on, and whether calls may nest. `entry` reads both by way of GS, behind the
+    /// compiler's back: to it they are stores through a unique reference that nobody reads before the next ones, which
+    /// it drops. Hence volatile.
+    pub fn set_state(&mut self, state: u32, nestable: bool) {
+        // SAFETY: fields of this structure.
+        unsafe {
+            (&raw mut self.nestable).write_volatile(u32::from(nestable));
+            (&raw mut self.state).write_volatile(state);
+        }
+    }
+
     /// Fields that depend on where the enclave was loaded.
     pub fn prepare(&mut self) {
         let at = core::ptr::from_mut(self) as u64;
@@ -208,15 +219,15 @@ pub unsafe extern "C" fn run_pending() -> ! {
         })
     };
     let Some((registers, fs, clear_tid, tid)) = next.filter(|_| !crate::ended()) else {
-        me.state = state::FREE;
+        me.set_state(state::FREE, false);
         let reason = if crate::ended() { refusal::ENDED } else { refusal::NO_THREAD };
         // SAFETY: nothing of this entry is left behind.
         unsafe { entry::enclos_leave(exit::REFUSED, reason, 0) }
     };
     me.prepare();
-    me.state = state::RUNNING;
+    me.set_state(state::RUNNING, false);
     (me.clear_tid, me.tid) = (clear_tid, tid);
-    (me.depth, me.nestable) = (0, 0);
+    me.depth = 0;
     // SAFETY: registers of a clone call: the program's own stack and code.
     unsafe { entry::enclos_start_thread(&raw const registers, fs) }
 }
@@ -229,7 +240,7 @@ pub fn end(me: &mut Thread) -> ! {
         crate::calls::futex::wake(me.clear_tid, u32::MAX, u32::MAX);
     }
     me.tid = 0;
-    me.state = state::FREE;
+    me.set_state(state::FREE, false);
     // SAFETY: the thread is over; its runtime stack is free for the next.
     unsafe { entry::enclos_leave(exit::THREAD_END, 0, 0) }
 }

@@ -76,7 +76,7 @@ pub fn kill(me: &mut Thread, r: &Registers, _target: u64, signal: u64) -> Outcom
 /// exit_group(2): the enclave has ended; other threads find out at their next entry or call.
 pub fn exit_group(me: &mut Thread, status: u64) -> ! {
     crate::set_ended();
-    me.state = state::FREE;
+    me.set_state(state::FREE, false);
     // SAFETY: this thread is over.
     unsafe { entry::enclos_leave(exit::EXIT, status & 0xff, 0) }
 }
