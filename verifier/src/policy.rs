@@ -22,7 +22,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
     appraisal::{Appraisal, CheckKind, Identity, Platform, SnpTcb, TcbPart},
@@ -620,10 +620,22 @@ pub struct Verdict {
     pub accepted: bool,
     /// Whether the platform is emulated and protects nothing, although the policy may accept it.
     pub emulated: bool,
-    /// Every reason for which the evidence is refused; empty when it is accepted.
+    /// Every reason for which the evidence is refused; empty when it is accepted. Each is serialized with its
+    /// `message` for people.
+    #[serde(serialize_with = "with_messages")]
     pub reasons: Vec<Reason>,
     /// What was found.
     pub appraisal: Appraisal,
+}
+
+fn with_messages<S: Serializer>(reasons: &[Reason], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct WithMessage<'a> {
+        #[serde(flatten)]
+        reason: &'a Reason,
+        message: String,
+    }
+    serializer.collect_seq(reasons.iter().map(|reason| WithMessage { reason, message: reason.to_string() }))
 }
 
 impl fmt::Display for Verdict {

@@ -367,12 +367,6 @@ fn find_module<'a>(
     let version = report.tee_tcb_svn()[1];
     let identity = match version {
         0 => None,
-        _ if tcb_info.tdx_module_identities.is_empty() => {
-            let detail = format!(
-                "the TDX module is of version {version}, but the TCB info describes no module versions"
-            );
-            return Err(Failure::new(Status::TcbInfoMismatch, detail));
-        }
         version => Some(tcb_info.tdx_module_identity(version).ok_or_else(|| {
             let detail = format!("the TCB info does not know a TDX module of version {version}");
             Failure::new(Status::TdxModuleMismatch, detail)

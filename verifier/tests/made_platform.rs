@@ -169,6 +169,7 @@ fn tdx_statuses_converge() {
     assert_eq!(quote_status(&module(2, 3)), TcbRevoked);
     assert_eq!(quote_status(&module(1, 3)), TcbNotSupported);
     assert_eq!(quote_status(&module(7, 4)), TdxModuleMismatch);
+    assert_eq!(quote_status(&Platform { module_levels: Vec::new(), ..Platform::tdx() }), TdxModuleMismatch);
     // A module of version 0 is judged with the platform's components.
     let mut by_component = module(7, 0);
     assert_eq!(quote_status(&by_component), Ok);

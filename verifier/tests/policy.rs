@@ -39,6 +39,10 @@ fn emulated_evidence_needs_a_policy_that_names_its_root() {
     let refused = appraise(evidence, &collateral, NOW, &anything).unwrap();
     assert!(!refused.accepted);
     assert!(refused.to_string().starts_with("REFUSED\n"), "{refused}");
+    let json = serde_json::to_value(&refused).unwrap();
+    assert_eq!(json["reasons"][0]["reason"], "check_failed");
+    assert_eq!(json["reasons"][0]["status"], "SGX_PCK_CERT_CHAIN_UNTRUSTED");
+    assert!(json["reasons"][0]["message"].as_str().unwrap().contains("a policy must name that key"));
     assert!(matches!(
         refused.reasons[0],
         Reason::CheckFailed { check: CheckKind::PckChain, status: Status::SgxPckCertChainUntrusted, .. }

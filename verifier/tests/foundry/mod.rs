@@ -32,6 +32,7 @@ pub(crate) struct Platform {
     pub(crate) levels: Vec<Level>,
     pub(crate) qe_svn: u16,
     pub(crate) qe_levels: Vec<(u16, &'static str)>,
+    /// Levels of TDX module 3; none leaves out the module identities.
     pub(crate) module_levels: Vec<(u16, &'static str)>,
     pub(crate) tcb_info_fmspc: &'static str,
     pub(crate) tcb_info_pce_id: &'static str,
@@ -352,12 +353,12 @@ fn tcb_info(platform: &Platform) -> String {
         let module = format!(
             r#""mrsigner":"{zeros}","attributes":"0000000000000000","attributesMask":"FFFFFFFFFFFFFFFF""#
         );
-        let levels = enclave_levels(&platform.module_levels);
-        write!(
-            json,
-            r#""tdxModule":{{{module}}},"tdxModuleIdentities":[{{"id":"TDX_03",{module},"tcbLevels":{levels}}}],"#
-        )
-        .unwrap();
+        write!(json, r#""tdxModule":{{{module}}},"#).unwrap();
+        if !platform.module_levels.is_empty() {
+            let levels = enclave_levels(&platform.module_levels);
+            write!(json, r#""tdxModuleIdentities":[{{"id":"TDX_03",{module},"tcbLevels":{levels}}}],"#)
+                .unwrap();
+        }
     }
     let levels = platform.levels.iter().map(|level| {
         let Level { sgx, tdx, pce_svn, status, date, advisories } = level;
