@@ -9,6 +9,8 @@
 
 pub mod enclave;
 pub mod keys;
+#[cfg(feature = "sgxs")]
+pub mod load;
 pub mod machine;
 mod measure;
 mod signal;
@@ -32,6 +34,9 @@ use crate::{Build, CreateParams, EnterFunction, Initialized, Kind, Pages, Platfo
 /// Address space kept below ELRANGE, within reach of a `jmp rel32` from it: for the gate page.
 const BELOW: u64 = PAGE;
 
+/// Environment variable that asks for the fidelity mode.
+const MODE_VARIABLE: &str = "ENCLOS_EMULATOR";
+
 /// The emulated platform.
 #[derive(Clone, Debug)]
 pub struct Emulator {
@@ -48,9 +53,11 @@ impl Emulator {
         Ok(Self::on(Machine::new(&MachineConfig::default())?))
     }
 
-    /// An emulator of this machine.
+    /// An emulator of this machine. With `ENCLOS_EMULATOR=trapping` in the environment it is [`Emulator::trapping`], so
+    /// that every test can be run in that mode.
     pub fn on(machine: Arc<Machine>) -> Self {
-        Self { machine, gate: true }
+        let traps = std::env::var_os(MODE_VARIABLE).is_some_and(|v| v == "trapping");
+        Self { machine, gate: !traps }
     }
 
     /// The fidelity mode: no ENCLU instruction is replaced in the loaded copy, each one traps. Slow.
@@ -105,7 +112,7 @@ struct Builder {
 }
 
 impl Builder {
-    /// EADD of one page whose chunks are measured as the bits of `chunks` say.
+    /// EADD of one page, whatever its type, whose chunks are measured as the bits of `chunks` say.
     fn add_page(
         &mut self,
         offset: u64,
