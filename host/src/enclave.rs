@@ -161,7 +161,7 @@ impl Builder {
         self
     }
 
-    /// Adds a program argument. The first one is the program's name.
+    /// Adds a program argument. The program's name, argument 0, is in the manifest and not the host's to choose.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
@@ -250,8 +250,7 @@ impl Builder {
         let count = loaded.tcs.len();
         let os = |what| move |source| StartError::Os { what, source };
         let frames = Mapping::new(count * abi::FRAME_SIZE as usize).map_err(os("memory for frames"))?;
-        let args = if self.args.is_empty() { vec!["enclave".to_owned()] } else { self.args };
-        let args = nul_ended(args)?;
+        let args = nul_ended(self.args)?;
         let env = nul_ended(self.env.into_iter().map(|(n, v)| format!("{n}={v}")))?;
         let info = Box::new(StartInfo {
             abi_version: abi::ABI_VERSION,

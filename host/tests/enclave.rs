@@ -1,0 +1,382 @@
+//! Host, runtime and enclave library together, on the emulator: every way in which a call can go.
+
+#![allow(missing_docs)]
+
+mod support;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use enclos::contract::{CallError, ConnectError, End, Failure, Party};
+use enclos_host::{Builder, Enclave, EnclaveTransport, LogLevel};
+use enclos_platform::emulator::Emulator;
+use enclos_platform::emulator::machine::{Machine, MachineConfig};
+use enclos_test_guest::*;
+
+const CONFIG: &str =
+    "threads = 4\nheap = \"16 MiB\"\nservices = [\"Oracle\", \"Unserved\"]\nenv = [\"GREETING\"]\n";
+
+/// The machine that all tests run on.
+fn emulator() -> Arc<Emulator> {
+    static EMULATOR: OnceLock<Arc<Emulator>> = OnceLock::new();
+    EMULATOR
+        .get_or_init(|| {
+            let config = MachineConfig::with_seed([7; 32]);
+            Arc::new(Emulator::on(Machine::new(&config).unwrap()))
+        })
+        .clone()
+}
+
+fn image() -> &'static [u8] {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(|| support::sign(CONFIG, false))
+}
+
+fn builder() -> Builder {
+    Enclave::builder(image()).on(emulator())
+}
+
+/// The host's side of `Oracle`. Calls back into the enclave on the way down.
+#[derive(Clone, Default)]
+struct Host {
+    back: Arc<OnceLock<GuestClient<EnclaveTransport>>>,
+}
+
+impl Oracle for Host {
+    fn nothing(&self) {}
+
+    fn down(&self, depth: u32) -> Result<u32, String> {
+        match depth {
+            0 => Ok(0),
+            depth => match self.back.get().unwrap().down(depth - 1) {
+                Ok(below) => Ok(below + 1),
+                Err(CallError::Method(text)) => Err(text),
+                Err(CallError::Failed(f)) => Err(format!("{f}")),
+            },
+        }
+    }
+
+    fn echo(&self, data: &[u8]) -> Vec<u8> {
+        data.to_vec()
+    }
+
+    fn panic(&self, text: &str) {
+        panic!("{text}");
+    }
+}
+
+fn start() -> (Enclave, GuestClient<EnclaveTransport>) {
+    let host = Host::default();
+    let enclave = builder().service(OracleServer::new(host.clone())).start().unwrap();
+    let guest = enclave.connect::<GuestClient<_>>().unwrap();
+    host.back.set(guest.clone()).unwrap();
+    (enclave, guest)
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Shared {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(b);
+        Ok(b.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn calls_bring_results_and_errors_back() {
+    let (_enclave, guest) = start();
+    guest.nothing().unwrap();
+    assert_eq!(guest.add(40, 2), Ok(42));
+    assert_eq!(guest.echo(b"abc").unwrap(), b"abc");
+    assert_eq!(guest.refuse("no"), Err(CallError::Method(Refused("no".into()))));
+    for len in [0, 1, 63, 4096, 65_536, 65_537, 1 << 20, 5 << 20] {
+        let data: Vec<u8> = (0..len).map(|i| i as u8).collect();
+        assert!(guest.large(len).unwrap() == data, "{len}");
+        if len <= 1 << 20 {
+            assert!(guest.echo(&data).unwrap() == data, "{len}");
+        }
+    }
+}
+
+#[test]
+fn several_contracts_are_served_and_others_refused() {
+    let (enclave, _guest) = start();
+    assert_eq!(enclave.connect::<SecondClient<_>>().unwrap().name().unwrap(), "second");
+    let error = enclave.connect::<OracleClient<_>>().unwrap_err();
+    assert!(
+        matches!(&error, ConnectError::NotServed { served, .. } if *served == ["Guest", "Second"]),
+        "{error}"
+    );
+
+    let other = Enclave::builder(support::sign(CONFIG, true)).on(emulator()).start().unwrap();
+    let error = other.connect::<SecondClient<_>>().unwrap_err();
+    assert!(matches!(&error, ConnectError::Mismatch { callee: Party::Enclave, .. }), "{error}");
+}
+
+#[test]
+fn a_panic_fails_its_call_only() {
+    let (_enclave, guest) = start();
+    for _ in 0..20 {
+        let error = guest.panic("gone wrong").unwrap_err();
+        let expected = Failure::Panicked { callee: Party::Enclave, message: "gone wrong".into() };
+        assert_eq!(error, CallError::Failed(expected));
+    }
+    assert_eq!(guest.add(1, 1), Ok(2));
+}
+
+#[test]
+fn calls_run_at_once_on_as_many_threads_as_there_are() {
+    let (_enclave, guest) = start();
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(|| guest.meet(4).unwrap());
+        }
+    });
+    std::thread::scope(|s| {
+        for t in 0..8 {
+            let guest = &guest;
+            s.spawn(move || (0..2000).for_each(|i| assert_eq!(guest.add(t, i), Ok(t + i))));
+        }
+    });
+}
+
+#[test]
+fn a_call_waits_for_a_thread_and_then_gives_up() {
+    let mut limits = enclos_host::Limits::default();
+    limits.wait_for_thread = Duration::from_millis(300);
+    let enclave = builder().limits(limits).start().unwrap();
+    let guest = enclave.connect::<GuestClient<_>>().unwrap();
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(|| guest.sleep(600).unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(matches!(guest.add(1, 2), Err(CallError::Failed(Failure::Busy { .. }))));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(guest.add(1, 2), Ok(3), "frees up within the limit");
+    });
+}
+
+#[test]
+fn host_services_answer_and_nest() {
+    let (_enclave, guest) = start();
+    guest.host_nothing(10).unwrap();
+    for len in [0usize, 100, 30_000, 62_000, 70_000, 3 << 20] {
+        let data = vec![7; len];
+        assert!(guest.host_echo(&data).unwrap() == data, "{len}");
+    }
+    assert!(guest.host_panic().unwrap().contains("the host panicked: host gone wrong"));
+    assert_eq!(guest.down(0), Ok(0));
+    assert_eq!(guest.down(1), Ok(1));
+    assert_eq!(guest.down(7), Ok(7));
+    let error = guest.down(40).unwrap_err().method().unwrap();
+    assert!(error.contains("nest deeper than 8"), "{error}");
+    assert_eq!(guest.down(3), Ok(3), "everything unwound in order");
+}
+
+#[test]
+fn only_services_of_the_manifest_are_called() {
+    let (_enclave, guest) = start();
+    let error = guest.unlisted().unwrap();
+    assert!(error.contains("`Unlisted`") && error.contains("enclos.toml"), "{error}");
+    let error = guest.unserved().unwrap();
+    assert!(error.contains("the host does not serve Unserved"), "{error}");
+}
+
+#[test]
+fn output_log_arguments_and_environment() {
+    let (out, log) = (Shared::default(), Arc::new(Mutex::new(Vec::new())));
+    let records = log.clone();
+    let enclave = builder()
+        .stdout(out.clone())
+        .log(move |level, text| records.lock().unwrap().push((level, text.to_owned())))
+        .start()
+        .unwrap();
+    enclave.connect::<GuestClient<_>>().unwrap().say("hello, world").unwrap();
+    assert_eq!(out.text(), "hello, world\n");
+    assert_eq!(*log.lock().unwrap(), [(LogLevel::Warn, "hello, world".to_owned())]);
+
+    let out = Shared::default();
+    let enclave = builder()
+        .stdout(out.clone())
+        .arg("17")
+        .env("GREETING", "hi")
+        .env("LD_PRELOAD", "evil")
+        .start()
+        .unwrap();
+    assert_eq!(enclave.wait(), Ok(17));
+    assert_eq!(out.text(), "status 17, greeting Some(\"hi\")\n");
+    let error = enclave.connect::<GuestClient<_>>().unwrap_err();
+    assert_eq!(error, ConnectError::Failed(Failure::Ended(End::Exited { status: 17 })));
+}
+
+#[test]
+fn shutdown_lets_the_program_finish() {
+    let out = Shared::default();
+    let enclave = builder().stdout(out.clone()).start().unwrap();
+    let guest = enclave.connect::<GuestClient<_>>().unwrap();
+    guest.nothing().unwrap();
+    assert_eq!(enclave.shutdown(Duration::from_secs(10)), Ok(0));
+    assert_eq!(out.text(), "no more calls\n");
+    assert_eq!(guest.add(1, 1), Err(CallError::Failed(Failure::Ended(End::Exited { status: 0 }))));
+}
+
+#[test]
+fn exit_within_a_call_ends_everything() {
+    let (enclave, guest) = start();
+    std::thread::scope(|s| {
+        let blocked = s.spawn(|| guest.block());
+        let spinning = s.spawn(|| guest.spin());
+        std::thread::sleep(Duration::from_millis(100));
+        let ended = Failure::Ended(End::Exited { status: 3 });
+        assert_eq!(guest.exit(3), Err(CallError::Failed(ended.clone())));
+        assert_eq!(blocked.join().unwrap(), Err(CallError::Failed(ended.clone())));
+        assert_eq!(spinning.join().unwrap(), Err(CallError::Failed(ended)));
+    });
+    assert_eq!(enclave.wait(), Ok(3));
+}
+
+#[test]
+fn a_fault_ends_the_enclave_and_not_the_host() {
+    let (enclave, guest) = start();
+    let error = guest.crash().unwrap_err();
+    let CallError::Failed(Failure::Ended(End::Faulted { vector, .. })) = &error else { panic!("{error:?}") };
+    assert_eq!(*vector, 14, "{error}");
+    assert_eq!(guest.add(1, 1).unwrap_err(), error, "later calls say why");
+    assert!(matches!(enclave.wait(), Err(End::Faulted { .. })));
+    let (_enclave, guest) = start();
+    assert_eq!(guest.add(1, 1), Ok(2), "others are not affected");
+}
+
+#[test]
+fn deadlines_take_threads_out() {
+    let (_enclave, guest) = start();
+    let hasty = guest.with_deadline(Duration::from_millis(50));
+    assert_eq!(hasty.add(1, 2), Ok(3));
+    for method in [GuestClient::spin, GuestClient::block, |g: &GuestClient<_>| g.sleep(60_000)] {
+        let begun = Instant::now();
+        let error = method(&hasty).unwrap_err();
+        let limit = Duration::from_millis(50);
+        assert_eq!(error, CallError::Failed(Failure::DeadlineExceeded { limit }));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_eq!(guest.add(1, 2), Ok(3), "the others go on");
+    }
+    // Three of the four threads are gone now.
+    for _ in 0..1000 {
+        assert_eq!(hasty.add(1, 2), Ok(3));
+    }
+}
+
+#[test]
+fn dropping_the_enclave_ends_calls() {
+    let (enclave, guest) = start();
+    std::thread::scope(|s| {
+        let spinning = s.spawn(|| guest.spin());
+        std::thread::sleep(Duration::from_millis(50));
+        drop(enclave);
+        assert_eq!(spinning.join().unwrap(), Err(CallError::Failed(Failure::Ended(End::ShutDown))));
+    });
+    assert_eq!(guest.add(1, 1), Err(CallError::Failed(Failure::Ended(End::ShutDown))));
+}
+
+#[test]
+fn switchless_calls_bring_the_same_results() {
+    let (enclave, guest) = start();
+    let switchless = guest.switchless().unwrap();
+    for round in 0..3 {
+        for i in 0..5000 {
+            assert_eq!(switchless.add(i, round), Ok(i + round));
+        }
+        let data = vec![3; 10_000];
+        assert!(switchless.echo(&data).unwrap() == data);
+        assert!(switchless.large(100_000).unwrap().len() == 100_000, "does not fit into the slot");
+        assert!(switchless.echo(&vec![4; 100_000]).unwrap() == vec![4; 100_000]);
+        assert!(matches!(switchless.panic("x"), Err(CallError::Failed(Failure::Panicked { .. }))));
+        assert_eq!(switchless.refuse("no"), Err(CallError::Method(Refused("no".into()))));
+        assert_eq!(switchless.down(3), Ok(3));
+        // Long enough for the worker to leave.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::scope(|s| {
+        for t in 0..3 {
+            let switchless = &switchless;
+            s.spawn(move || (0..2000).for_each(|i| assert_eq!(switchless.add(t, i), Ok(t + i))));
+        }
+    });
+    let hasty = switchless.with_deadline(Duration::from_millis(100));
+    let error = hasty.sleep(60_000).unwrap_err();
+    assert!(matches!(error, CallError::Failed(Failure::DeadlineExceeded { .. })), "{error}");
+    assert_eq!(guest.add(1, 1), Ok(2));
+    drop(enclave);
+    assert!(matches!(switchless.add(1, 1), Err(CallError::Failed(Failure::Ended(End::ShutDown)))));
+}
+
+#[test]
+fn sealed_data_follows_image_signer_and_version() {
+    let with = |config: &str, key| {
+        let image = support::sign_with(&format!("{CONFIG}{config}"), false, key);
+        let enclave = Enclave::builder(image).on(emulator()).start().unwrap();
+        let guest = enclave.connect::<GuestClient<_>>().unwrap();
+        (enclave, guest)
+    };
+    let stranger = enclos_pack::SigningKey::generate().unwrap();
+    let (_e1, version1) = with("security-version = 1", support::key());
+    let (_e2, version2) = with("security-version = 2", support::key());
+    let (_e3, other_product) = with("security-version = 2\nproduct-id = 9", support::key());
+    let (_e4, other_signer) = with("security-version = 2", &stranger);
+
+    let to_signer = version1.seal(true, b"purpose", b"secret").unwrap();
+    assert!(!to_signer.windows(6).any(|w| w == b"secret"));
+    assert_eq!(version1.unseal(b"purpose", &to_signer).unwrap(), b"secret");
+    assert_eq!(version2.unseal(b"purpose", &to_signer).unwrap(), b"secret");
+    let refused = |guest: &GuestClient<_>, associated: &[u8], blob: &[u8]| {
+        guest.unseal(associated, blob).unwrap_err().method().unwrap()
+    };
+    assert_eq!(refused(&version1, b"other", &to_signer), "NotAuthentic");
+    assert_eq!(refused(&other_product, b"purpose", &to_signer), "NotAuthentic");
+    assert_eq!(refused(&other_signer, b"purpose", &to_signer), "NotAuthentic");
+    for at in [12, 20, 40, 70, 80, to_signer.len() - 1] {
+        let mut altered = to_signer.clone();
+        altered[at] ^= 1;
+        assert_ne!(refused(&version1, b"purpose", &altered), "", "{at}");
+    }
+    assert_ne!(
+        version1.seal(true, b"purpose", b"secret").unwrap()[32..64],
+        to_signer[32..64],
+        "keys are new"
+    );
+
+    let newer = version2.seal(true, b"", b"secret").unwrap();
+    assert_eq!(refused(&version1, b"", &newer), "FromNewerVersion { sealed: 2, own: 1 }");
+
+    let to_image = version1.seal(false, b"", b"secret").unwrap();
+    assert_eq!(version1.unseal(b"", &to_image).unwrap(), b"secret");
+    assert_eq!(refused(&version2, b"", &to_image), "NotAuthentic");
+
+    let (mrenclave, mrsigner, product, version) = version2.identity().unwrap();
+    let other = other_product.identity().unwrap();
+    assert_eq!((product, version, other.2, other.1), (0, 2, 9, mrsigner));
+    assert_ne!(mrenclave, other.0);
+    assert_ne!(other_signer.identity().unwrap().1, mrsigner);
+}
+
+#[test]
+fn small_services() {
+    let (enclave, guest) = start();
+    assert!(guest.is_emulated_alleged().unwrap());
+    assert_ne!(guest.random().unwrap(), guest.random().unwrap());
+    assert_eq!(guest.pointers().unwrap(), [""; 0], "no range that touches the enclave is accepted");
+    assert_eq!(enclave.platform(), enclos_host::Kind::Emulated);
+}
