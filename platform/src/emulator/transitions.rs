@@ -97,12 +97,25 @@ enclos_emu_enter:
     ja 9f
     cmp qword ptr [rax + 24], 0
     jne 9f
-    mov r10d, 40
-2:  cmp qword ptr [rax + r10], 0
+    # the reserved bytes, 40 to 255 of the structure, must be zero
+    movdqu xmm0, [rax + 40]
+    movdqu xmm1, [rax + 56]
+    .irp at, 72, 104, 136, 168, 200
+    movdqu xmm2, [rax + \at]
+    por xmm0, xmm2
+    movdqu xmm2, [rax + \at + 16]
+    por xmm1, xmm2
+    .endr
+    movdqu xmm2, [rax + 232]
+    por xmm0, xmm1
+    movdqu xmm1, [rax + 240]
+    por xmm0, xmm2
+    por xmm0, xmm1
+    pxor xmm1, xmm1
+    pcmpeqb xmm0, xmm1
+    pmovmskb r10d, xmm0
+    cmp r10d, 0xffff
     jne 9f
-    add r10d, 8
-    cmp r10d, 256
-    jne 2b
     push rdi
     push rsi
     push rdx

@@ -138,8 +138,10 @@ const MIN_STACK: u64 = 64 * 1024;
 
 /// Most bytes of arguments, and of environment.
 const MAX_STRINGS: u64 = 128 * 1024;
-/// What glibc must know: its malloc would reserve 64 MiB of address space a thread, and there is none to waste.
-const MALLOC_TUNABLE: &str = "GLIBC_TUNABLES=glibc.malloc.arena_max=1";
+/// What glibc must know: its malloc would reserve 64 MiB of address space a thread, and there is none to waste; and
+/// REP MOVSB takes 20 times as long as its vector loop where source and destination alias (measured on Zen 3, 4 KiB).
+const GLIBC_TUNABLES: &str =
+    "GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.cpu.x86_rep_movsb_threshold=1048576";
 
 /// The initial stack as the System V ABI for x86-64 (3.4.1) wants it: argc, argv, envp, auxiliary vector.
 fn build_stack(
@@ -176,7 +178,7 @@ fn build_stack(
         let fixed = |name: &[u8]| items(manifest.fixed_env).any(|e| name_of(e.as_bytes()) == name);
         items(manifest.fixed_env).for_each(|e| s.add(e.as_bytes()));
         if !fixed(b"GLIBC_TUNABLES") {
-            s.add(MALLOC_TUNABLE.as_bytes());
+            s.add(GLIBC_TUNABLES.as_bytes());
         }
         if env_len != 0 {
             let raw = memory::map(env_len).map_err(nomem)?;
