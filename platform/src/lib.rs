@@ -8,6 +8,7 @@
 
 pub mod emulator;
 pub mod hardware;
+pub mod inventory;
 mod memory;
 
 use std::sync::Arc;

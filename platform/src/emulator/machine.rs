@@ -317,7 +317,7 @@ fn derive(root: &[u8; 32], label: &str) -> [u8; 32] {
 }
 
 /// What the processor underneath can save and the kernel has enabled (XCR0).
-pub(super) fn supported_xfrm() -> u64 {
+pub(crate) fn supported_xfrm() -> u64 {
     // Leaf 1 exists on every x86-64 processor.
     let osxsave = core::arch::x86_64::__cpuid(1).ecx >> 27 & 1 == 1;
     if !osxsave {
