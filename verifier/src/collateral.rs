@@ -807,13 +807,20 @@ impl EnclaveIdentity {
             serde_json::error::Category::Data => invalid(format!("cannot be used: {error}")),
             _ => QE_IDENTITY_STATUSES.failure(&error),
         };
-        let Version { version } = serde_json::from_str(text).map_err(unusable)?;
-        if version != 2 {
+        let unsupported = |version| {
             let detail = format!("the QE identity is of version {version}; version 2 is supported");
-            return Err(Failure::new(Status::SgxEnclaveIdentityUnsupportedVersion, detail));
+            Failure::new(Status::SgxEnclaveIdentityUnsupportedVersion, detail)
+        };
+        let identity: Self = serde_json::from_str(text).map_err(|error| {
+            // Another version has other members; the version is then what is wrong.
+            match serde_json::from_str(text) {
+                Ok(Version { version }) if version != 2 => unsupported(version),
+                _ => unusable(error),
+            }
+        })?;
+        if identity.version != 2 {
+            return Err(unsupported(identity.version));
         }
-        let identity: Self = serde_json::from_str(text).map_err(unusable)?;
-        debug_assert_eq!(identity.version, 2);
         if identity.tcb_levels.is_empty() {
             return Err(invalid("has no levels".into()));
         }

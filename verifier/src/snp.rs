@@ -391,3 +391,36 @@ fn identity(report: &SnpReport<'_>) -> Identity {
         migratable: policy & 1 << 18 != 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 56860, tables "TCB_VERSION": Turin put the FMC first and closed the gap.
+    #[test]
+    fn tcb_layout_depends_on_the_product() {
+        let bytes = [1, 2, 3, 4, 0, 0, 7, 8];
+        let milan = SnpTcb { fmc: 0, bootloader: 1, tee: 2, snp: 7, microcode: 8 };
+        let turin = SnpTcb { fmc: 1, bootloader: 2, tee: 3, snp: 4, microcode: 8 };
+        assert_eq!(decode_tcb(bytes, "Milan"), milan);
+        assert_eq!(decode_tcb(bytes, "Genoa"), milan);
+        assert_eq!(decode_tcb(bytes, "Turin"), turin);
+    }
+
+    #[test]
+    fn unsupported_reports_are_typed_errors() {
+        let with = |offset: usize, value: u32| {
+            let mut report = [0; SNP_REPORT_LEN];
+            report[0] = 2;
+            report[0x34] = 1;
+            report[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+            SnpReport::parse(&report).map(|report| report.version())
+        };
+        assert_eq!(with(0, 5), Ok(5));
+        assert_eq!(with(0, 6), Err(SnpError::Version(6)));
+        assert_eq!(with(0x34, 2), Err(SnpError::Algorithm(2)));
+        assert_eq!(with(0x48, 1 << 2), Ok(2));
+        assert_eq!(with(0x48, 7 << 2), Err(SnpError::SigningKey(7)));
+        assert_eq!(SnpReport::parse(&[2; 3]).map(|report| report.version()), Err(SnpError::Length(3)));
+    }
+}
