@@ -4,27 +4,33 @@
 //! The same sources and toolchain give the same bytes, wherever they are and whatever the user's settings: flags and
 //! profile are fixed here, paths are remapped, and the environment of the nested cargo is cleaned.
 
+#[path = "src/build/environment.rs"]
+mod environment;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+use environment::{STATIC_PIE, TARGET};
 
 fn main() {
     let manifest_dir = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
     let root = manifest_dir.join("../..").canonicalize().expect("this crate is two folders below the root");
-    for path in ["trusted/runtime", "interface", "Cargo.toml", "Cargo.lock", "host/pack/build.rs"] {
+    for path in [
+        "trusted/runtime",
+        "interface",
+        "Cargo.toml",
+        "Cargo.lock",
+        "host/pack/build.rs",
+        "host/pack/src/build",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
 
     let target_dir = out.join("runtime");
     let mut cargo = Command::new(env::var_os("CARGO").expect("set by cargo"));
-    for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(is_unwanted) {
-            cargo.env_remove(name);
-        }
-    }
+    environment::clean(&mut cargo);
     cargo
         .args(["build", "--release", "--package", "enclos-runtime", "--target", TARGET])
         .arg("--manifest-path")
@@ -66,43 +72,14 @@ const PROFILE: [(&str, &str); 11] = [
 ];
 
 fn rust_flags(root: &Path) -> Vec<String> {
-    let mut flags: Vec<String> = [
-        "--cfg",
-        "freestanding",
-        "-Ctarget-feature=+crt-static",
-        "-Crelocation-model=pie",
-        "-Ctarget-cpu=x86-64",
-    ]
-    .map(String::from)
-    .into();
-    let mut remap = |from: &Path, to: &str| {
-        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
-    };
-    remap(root, "/enclos");
-    if let Some(home) =
-        env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")))
+    let mut flags = vec!["--cfg".to_owned(), "freestanding".to_owned()];
+    flags.extend(STATIC_PIE.map(String::from));
+    let rustc = PathBuf::from(env::var_os("RUSTC").expect("set by cargo"));
+    // Crates are downloaded already: this crate needs those of the runtime too.
+    for (from, to) in
+        environment::folders(&rustc).into_iter().chain([(root.to_path_buf(), "/enclos".to_owned())])
     {
-        remap(&home, "/cargo");
-        // The name of a registry's folder depends on the mirror in use. The sources are there: this crate needs them too.
-        for registry in std::fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten() {
-            remap(&registry.path(), "/registry");
-        }
-    }
-    // With the component rust-src, paths of the standard library would lead into the toolchain's folder.
-    let rustc = env::var_os("RUSTC").expect("set by cargo");
-    if let Ok(run) = Command::new(rustc).args(["--print", "sysroot"]).output() {
-        let sysroot = String::from_utf8_lossy(&run.stdout);
-        remap(Path::new(sysroot.trim()), "/rust");
+        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     }
     flags
-}
-
-/// Is this a variable that would change what the nested cargo builds?
-fn is_unwanted(name: &str) -> bool {
-    let settings = ["CARGO_HOME", "CARGO_MAKEFLAGS"].contains(&name)
-        || ["CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_"]
-            .iter()
-            .any(|p| name.starts_with(p));
-    (name.starts_with("CARGO_") && !settings)
-        || ["RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_BOOTSTRAP"].contains(&name)
 }

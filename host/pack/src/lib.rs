@@ -4,6 +4,7 @@
 //! [`Image::to_file_bytes`] is the `.enclave` file. The same inputs give the same MRENCLAVE wherever and whenever.
 #![forbid(unsafe_code)]
 
+pub mod build;
 pub mod config;
 mod elf;
 pub mod image;
@@ -12,6 +13,7 @@ mod rewrite;
 pub mod sgxs;
 pub mod sign;
 
+pub use build::{BuildError, Progress, build_application};
 pub use config::{Config, ConfigError};
 pub use elf::ElfError;
 pub use image::{Image, ImageError};
