@@ -1,2 +1,86 @@
-//! The enclos command.
-fn main() {}
+//! The `enclos` command: make, build, sign, inspect and run enclaves.
+//!
+//! One file a command in `command`; `project` knows where things lie in a project, `embedded` what the command carries
+//! with it, `ui` what people see.
+
+#![forbid(unsafe_code)]
+
+mod command;
+mod embedded;
+mod project;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::command::{bench, build, doctor, inspect, keygen, new, run, sign};
+use crate::ui::Ui;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    done
+  1    it failed; standard error names cause and cure
+  2    wrong usage
+  3    `doctor`: nothing here can run an enclave
+  70   `run`: the enclave ended by a fault
+  Otherwise `run` ends with the exit code of the program it ran.
+
+Environment:
+  ENCLOS_STATE    folder of the developer key and of the emulated machine
+                  (default: $XDG_STATE_HOME/enclos, else ~/.local/state/enclos)
+  NO_COLOR        no colours
+
+Begin with:
+  enclos new demo && cd demo && enclos run";
+
+/// Builds, measures, signs and runs SGX enclaves written in ordinary Rust, on SGX hardware or an emulated SGX CPU.
+#[derive(Debug, Parser)]
+#[command(name = "enclos", version, after_help = AFTER_HELP, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    /// Say only what went wrong
+    #[arg(long, short, global = true)]
+    quiet: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new project: contract, enclave, host program and a test
+    New(new::Args),
+    /// Build the enclave of a project into a measured and signed image
+    Build(build::Args),
+    /// Sign an image, in one step or in two with a key kept elsewhere
+    Sign(sign::Args),
+    /// Make a key that signs images
+    Keygen(keygen::Args),
+    /// Show what an image is: identity, layout, permissions, contracts
+    Inspect(inspect::Args),
+    /// Build a project and run it
+    Run(run::Args),
+    /// Say what this machine has and lacks for enclaves
+    Doctor(doctor::Args),
+    /// Measure what calls, Linux calls and starts cost on this machine
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = |json| Ui::new(cli.quiet, json);
+    let outcome = match cli.command {
+        Command::New(args) => new::run(&args, ui(false)),
+        Command::Build(args) => build::run(&args, ui(args.json)),
+        Command::Sign(args) => sign::run(&args, ui(args.json)),
+        Command::Keygen(args) => keygen::run(&args, ui(args.json)),
+        Command::Inspect(args) => inspect::run(&args, ui(args.json)),
+        Command::Run(args) => run::run(&args, ui(false)),
+        Command::Doctor(args) => doctor::run(&args, ui(args.json)),
+        Command::Bench(args) => bench::run(&args, ui(args.json)),
+    };
+    outcome.unwrap_or_else(|e| {
+        ui::error(&e);
+        ExitCode::from(e.exit_code())
+    })
+}

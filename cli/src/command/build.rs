@@ -1,0 +1,160 @@
+//! `enclos build`
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use enclos_pack::sign::hex;
+use enclos_pack::{Date, Image, PackInput, SigningKey, pack};
+use serde_json::json;
+
+use super::{Error, Outcome, say_identity, say_json, write};
+use crate::project::{Project, developer_key};
+use crate::ui::Ui;
+
+const EXAMPLES: &str = "\
+Examples:
+  enclos build                                  signed with the developer key, which is made when there is none
+  enclos build --key release-key.pem
+  enclos build --unsigned                       to be signed elsewhere, see `enclos sign --help`
+
+The image is written to target/enclos/<name>.enclave. The same sources, Cargo.lock and toolchain give the same
+MRENCLAVE, in another folder and on another day.";
+
+/// Builds the enclave of a project into a measured and signed image.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The project's folder
+    #[arg(default_value = ".")]
+    project: PathBuf,
+    #[command(flatten)]
+    options: Options,
+    /// Leave the image unsigned
+    #[arg(long, conflicts_with = "key")]
+    unsigned: bool,
+    /// Results as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How images are built and signed.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Private key that signs the image (PEM); default: your developer key
+    #[arg(long, value_name = "FILE", env = "ENCLOS_KEY")]
+    key: Option<PathBuf>,
+    /// Where the image goes; default: target/enclos/<name>.enclave
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// An image in memory, and where it was written.
+pub(crate) struct Built {
+    pub(crate) path: PathBuf,
+    pub(crate) image: Image,
+}
+
+pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
+    let project = Project::open(&args.project, ui)?;
+    let built = image_signed_by(&project, &args.options, !args.unsigned, ui)?;
+    if ui.json() {
+        let identity = built.image.identity();
+        say_json(&json!({
+            "image": built.path,
+            "mrenclave": hex(&built.image.mrenclave()),
+            "mrsigner": built.image.verify().ok().map(|k| hex(&k.mrsigner())),
+            "product_id": identity.product_id,
+            "security_version": identity.security_version,
+            "debug": identity.debug,
+        }));
+    } else {
+        ui.status("image", built.path.display());
+        say_identity(&built.image, ui);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds, packs and signs the enclave of a project.
+///
+/// # Errors
+/// When one of the steps fails.
+pub(crate) fn image(project: &Project, options: &Options, ui: Ui) -> Result<Built, Error> {
+    image_signed_by(project, options, true, ui)
+}
+
+fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -> Result<Built, Error> {
+    let key = match (&options.key, signed) {
+        (_, false) => None,
+        (Some(path), true) => Some(SigningKey::load(path)?),
+        (None, true) => Some(developer_key(ui)?),
+    };
+    ui.status("building", format_args!("the enclave of {}", project.config.name.as_str()));
+    let program = enclave_binary(project, ui)?;
+    let app = super::read(&program)?;
+    let mut image = pack(&PackInput { runtime: enclos_pack::runtime(), app: &app, config: &project.config })?;
+    if let Some(key) = key {
+        image.sign(&key, Date::today()?)?;
+    }
+    let path = options.output.clone().unwrap_or_else(|| project.image());
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
+    }
+    write(&path, &image.to_file_bytes())?;
+    Ok(Built { path, image })
+}
+
+fn enclave_binary(project: &Project, ui: Ui) -> Result<PathBuf, Error> {
+    let folder = project.config.build.crate_dir.clone().unwrap_or_else(|| "enclave".into());
+    let manifest = project.folder.join(folder).join("Cargo.toml");
+    let mut command = cargo("build");
+    command.arg("--manifest-path").arg(manifest);
+    command.args(["--target", "x86_64-unknown-linux-gnu"]);
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=pie");
+    run_cargo(command, "building the enclave", ui)
+}
+
+/// Builds the binary of a crate as cargo builds it, and says where it is.
+///
+/// # Errors
+/// When cargo fails or there is no binary.
+pub(crate) fn cargo_binary(manifest: &Path, ui: Ui) -> Result<PathBuf, Error> {
+    let mut command = cargo("build");
+    command.arg("--manifest-path").arg(manifest);
+    run_cargo(command, "building the host program", ui)
+}
+
+/// `cargo <task> --release`, the cargo that runs us if one does.
+fn cargo(task: &str) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args([task, "--release", "--message-format=json-render-diagnostics"]);
+    command
+}
+
+/// Runs a build; cargo's own progress and messages go to standard error. Returns the last binary it names.
+fn run_cargo(mut command: Command, what: &str, ui: Ui) -> Result<PathBuf, Error> {
+    if ui.quiet() || ui.json() {
+        command.arg("--quiet");
+    }
+    let spawn = |source| Error::Spawn { program: "cargo".into(), source };
+    let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().map_err(spawn)?;
+    let mut program = None;
+    if let Some(messages) = child.stdout.take() {
+        for line in BufReader::new(messages).lines() {
+            let line = line.map_err(spawn)?;
+            // One JSON object a line (cargo reference, "External tools"); other lines are no messages.
+            let Ok(message) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+            if let Some(path) = message["executable"].as_str() {
+                program = Some(PathBuf::from(path));
+            }
+        }
+    }
+    let status = child.wait().map_err(spawn)?;
+    match program {
+        Some(program) if status.success() => Ok(program),
+        None if status.success() => {
+            Err(Error::Usage(format!("{what} gave no program: the crate has no binary (src/main.rs)")))
+        }
+        _ => Err(Error::Cargo { what: what.into() }),
+    }
+}

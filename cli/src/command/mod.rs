@@ -1,0 +1,109 @@
+//! The commands, one file each: its arguments, and what it does.
+
+pub(crate) mod bench;
+pub(crate) mod build;
+pub(crate) mod doctor;
+pub(crate) mod inspect;
+pub(crate) mod keygen;
+pub(crate) mod new;
+pub(crate) mod run;
+pub(crate) mod sign;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use enclos_host::{CallError, ConnectError, End, StartError};
+use enclos_pack::{ConfigError, ImageError, PackError, SignError};
+
+use crate::embedded::WriteError;
+use crate::ui::Ui;
+
+/// What a command comes to.
+pub(crate) type Outcome = Result<ExitCode, Error>;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Unpack(#[from] WriteError),
+    #[error("{} is not a project: it has no enclos.toml; name the project's folder, or make one with `enclos new`", path.display())]
+    NoProject { path: PathBuf },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{} is not usable", path.display())]
+    Image { path: PathBuf, source: ImageError },
+    #[error("the enclave cannot be packed")]
+    Pack(#[from] PackError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("the enclave cannot be reached")]
+    Connect(#[from] ConnectError),
+    #[error("a call into the enclave failed")]
+    Call(#[from] CallError),
+    #[error("the enclave did not end by itself: {0}")]
+    End(End),
+    #[error("cannot start {program}: {source}; is it installed and in PATH?")]
+    Spawn { program: String, source: io::Error },
+    #[error("{what} failed; the messages above say why")]
+    Cargo { what: String },
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    /// What the command ends with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::End(End::Faulted { .. }) => 70,
+            _ => 1,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })
+}
+
+fn read_image(path: &Path) -> Result<enclos_pack::Image, Error> {
+    enclos_pack::Image::parse(&read(path)?).map_err(|source| Error::Image { path: path.into(), source })
+}
+
+/// Writes a file in one step: who reads it sees the old contents or the new.
+fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    let failed = |source| Error::Write { path: path.into(), source };
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    std::fs::write(&partial, contents).map_err(failed)?;
+    std::fs::rename(&partial, path).map_err(failed)
+}
+
+/// A result for programs: one line of JSON on standard output.
+fn say_json(value: &impl serde::Serialize) {
+    println!("{}", serde_json::to_string(value).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}")));
+}
+
+/// The identity of an image, for people.
+fn say_identity(image: &enclos_pack::Image, ui: Ui) {
+    let identity = image.identity();
+    ui.status("MRENCLAVE", enclos_pack::sign::hex(&image.mrenclave()));
+    if let Ok(signer) = image.verify() {
+        ui.status("MRSIGNER", enclos_pack::sign::hex(&signer.mrsigner()));
+    }
+    ui.status(
+        "identity",
+        format_args!(
+            "product {}, security version {}, {}",
+            identity.product_id,
+            identity.security_version,
+            if identity.debug { "debug: readable by anyone on the machine" } else { "production (no debug)" }
+        ),
+    );
+}

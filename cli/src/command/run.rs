@@ -1,0 +1,112 @@
+//! `enclos run`
+
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use enclos_host::{Enclave, PlatformChoice, StartError};
+use enclos_platform::hardware::{self, Hardware};
+
+use super::build::{self, Built};
+use super::{Error, Outcome, say_identity};
+use crate::project::Project;
+use crate::ui::Ui;
+
+const EXAMPLES: &str = "\
+Examples:
+  enclos run                          the project in this folder
+  enclos run examples/vault -- list   arguments after -- go to the program
+  enclos run --platform hardware      only on SGX hardware, or an error
+
+A project with a host crate (`host/`) runs that program, with ENCLOS_IMAGE naming the image and ENCLOS_PLATFORM the
+platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.";
+
+/// Builds a project, says what it is and where it runs, and runs it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The project's folder
+    #[arg(default_value = ".")]
+    project: PathBuf,
+    #[command(flatten)]
+    options: build::Options,
+    /// auto, hardware or emulated
+    #[arg(long, env = "ENCLOS_PLATFORM", default_value = "auto")]
+    platform: PlatformChoice,
+    /// Arguments of the program
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
+    let project = Project::open(&args.project, ui)?;
+    let built = build::image(&project, &args.options, ui)?;
+    say_identity(&built.image, ui);
+    let platform = resolve(args.platform)?;
+    if platform == PlatformChoice::Hardware {
+        ui.status("platform", "SGX hardware");
+    } else {
+        ui.warn("the platform is an emulated SGX CPU: it runs the same image, and protects nothing");
+    }
+    match project.host() {
+        Some(manifest) => run_host(&manifest, &built, platform, args, ui),
+        None => run_inside(&built, platform, args, ui),
+    }
+}
+
+/// What `auto` comes to on this machine.
+///
+/// # Errors
+/// When hardware is asked for and not to be had.
+pub(crate) fn resolve(choice: PlatformChoice) -> Result<PlatformChoice, Error> {
+    let present = hardware::DEVICES.iter().any(|device| Path::new(device).exists());
+    match choice {
+        PlatformChoice::Emulated => Ok(choice),
+        PlatformChoice::Auto if !present => Ok(PlatformChoice::Emulated),
+        PlatformChoice::Auto | PlatformChoice::Hardware => {
+            Hardware::open().map_err(StartError::from)?;
+            Ok(PlatformChoice::Hardware)
+        }
+    }
+}
+
+fn run_host(manifest: &Path, built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> Outcome {
+    ui.status("building", "the host program");
+    let program = build::cargo_binary(manifest, ui)?;
+    ui.status("running", program.display());
+    let mut command = Command::new(&program);
+    command.args(&args.arguments).env("ENCLOS_IMAGE", &built.path);
+    command.env("ENCLOS_PLATFORM", name_of(platform));
+    let status = command
+        .status()
+        .map_err(|source| Error::Spawn { program: program.display().to_string(), source })?;
+    Ok(exit_code(status))
+}
+
+fn run_inside(built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> Outcome {
+    ui.status("running", built.path.display());
+    let enclave = Enclave::builder(built.path.as_path())
+        .platform(platform)
+        .arg(built.image.manifest().name)
+        .args(args.arguments.iter().map(String::as_str))
+        .envs(std::env::vars())
+        .stdin(BufReader::new(io::stdin()))
+        .start()?;
+    let status = enclave.wait().map_err(Error::End)?;
+    Ok(ExitCode::from(status as u8))
+}
+
+/// The status of a child as our own: as a shell does it, 128 and the number for a signal.
+fn exit_code(status: std::process::ExitStatus) -> ExitCode {
+    use std::os::unix::process::ExitStatusExt as _;
+    let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(1);
+    ExitCode::from(code as u8)
+}
+
+fn name_of(choice: PlatformChoice) -> &'static str {
+    match choice {
+        PlatformChoice::Auto => "auto",
+        PlatformChoice::Hardware => "hardware",
+        PlatformChoice::Emulated => "emulated",
+    }
+}
