@@ -7,7 +7,7 @@ use enclos_pack::build::compile;
 use enclos_pack::{BuildError, Config, Progress, build_application};
 
 /// A project with what usually gets in the way: a dependency outside of the workspace, one from the registry, generic
-/// code of the standard library that can panic, generated code, `file!()`.
+/// code of the standard library that can panic, generated code, `file!()`, a type's identity in the code.
 fn write_project(root: &Path) {
     let files = [
         ("project/Cargo.toml", "[workspace]\nmembers = ['enclave']\nresolver = '3'\n"),
@@ -25,6 +25,7 @@ fn write_project(root: &Path) {
             "project/enclave/src/main.rs",
             "include!(concat!(env!(\"OUT_DIR\"), \"/generated.rs\"));\nfn main() {\n\
              let n = std::env::args().count();\n\
+             std::hint::black_box(std::any::TypeId::of::<outside::Thing>());\n\
              println!(\"{} {} {}\", file!(), itoa::Buffer::new().format(n), made(n));\n\
              let mut v: Vec<u32> = outside::list(n);\nv.sort_by_key(|x| u32::MAX - x);\nprintln!(\"{:?}\", v.remove(n));\n}",
         ),
@@ -34,7 +35,7 @@ fn write_project(root: &Path) {
         ),
         (
             "outside/src/lib.rs",
-            "pub fn list(n: usize) -> Vec<u32> {\n\
+            "pub struct Thing;\npub fn list(n: usize) -> Vec<u32> {\n\
              if n > 5 && cfg!(feature = \"loud\") { panic!(\"{} {}\", module_path!(), file!()) }\n\
              std::hint::black_box((0..n as u32 * 7).collect::<Vec<_>>()) }",
         ),

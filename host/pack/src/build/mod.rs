@@ -156,13 +156,13 @@ fn run(mut command: Command, progress: &mut dyn FnMut(Progress)) -> Result<Optio
             }
             // One JSON object a line (cargo reference, "External tools"); what build scripts print is not.
             match serde_json::from_str(&line) {
-                Ok(Message::CompilerArtifact { target, executable, fresh }) => {
+                Ok(Message::Artifact { target, executable, fresh }) => {
                     if executable.is_some() {
                         program = executable;
                     }
                     progress(Progress::Built { package: target.name, fresh });
                 }
-                Ok(Message::CompilerMessage { message: Rendered { rendered: Some(text) } }) => {
+                Ok(Message::Diagnostic { message: Rendered { rendered: Some(text) } }) => {
                     progress(Progress::Diagnostic(text));
                 }
                 _ => {}
@@ -182,16 +182,12 @@ fn send_lines(from: Option<impl Read>, is_error: bool, to: &mpsc::Sender<(bool, 
 
 /// A line of `--message-format=json`.
 #[derive(Deserialize)]
-#[serde(tag = "reason", rename_all = "kebab-case")]
+#[serde(tag = "reason")]
 enum Message {
-    CompilerArtifact {
-        target: Target,
-        executable: Option<PathBuf>,
-        fresh: bool,
-    },
-    CompilerMessage {
-        message: Rendered,
-    },
+    #[serde(rename = "compiler-artifact")]
+    Artifact { target: Target, executable: Option<PathBuf>, fresh: bool },
+    #[serde(rename = "compiler-message")]
+    Diagnostic { message: Rendered },
     #[serde(other)]
     Other,
 }
