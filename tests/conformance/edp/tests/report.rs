@@ -21,7 +21,9 @@ fn host_code_executes_enclu() -> bool {
 #[test]
 fn report_test_runs_and_its_report_verifies() {
     if !host_code_executes_enclu() {
-        eprintln!("skipped: this kernel's vDSO has __vdso_sgx_enter_enclave, so the host code does not execute ENCLU");
+        eprintln!(
+            "skipped: this kernel's vDSO has __vdso_sgx_enter_enclave, so the host code does not execute ENCLU"
+        );
         return;
     }
     report_is_what_the_architecture_says(&mut emulator(1));

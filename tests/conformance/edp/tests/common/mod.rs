@@ -1,7 +1,7 @@
 //! Loading the enclave of `report-test`, and checking its report.
 
 use std::io::Cursor;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use enclos_platform::emulator::Emulator;
 use enclos_platform::emulator::keys::{egetkey, verify_mac};
@@ -9,6 +9,7 @@ use enclos_platform::emulator::load::Loaded;
 use enclos_platform::emulator::machine::{Machine, MachineConfig};
 use openssl::bn::BigNum;
 use openssl::hash::Hasher;
+use openssl::pkey::Private;
 use openssl::rsa::Rsa;
 use report_test::ReportBuilder;
 use sgx_isa::{
@@ -34,8 +35,9 @@ pub fn target(emulator: &mut Emulator, fill: u8) -> Loaded {
     let hash = EnclaveHash::from_stream::<_, Hasher>(&mut Cursor::new(&stream)).unwrap();
     let mut signer = Signer::new(hash);
     signer.attributes_flags(attributes.flags, !0).attributes_xfrm(attributes.xfrm, !0);
-    let key = Rsa::generate_with_e(3072, &BigNum::from_u32(3).unwrap()).unwrap();
-    let sigstruct = signer.sign::<_, Hasher>(&*key).unwrap();
+    static KEY: LazyLock<Rsa<Private>> =
+        LazyLock::new(|| Rsa::generate_with_e(3072, &BigNum::from_u32(3).unwrap()).unwrap());
+    let sigstruct = signer.sign::<_, Hasher>(&**KEY).unwrap();
     let mut reader = Cursor::new(&stream);
     emulator.load(&mut reader, &sigstruct, attributes, Miscselect::empty()).unwrap().info
 }
@@ -65,8 +67,7 @@ pub fn verifies(target: &Loaded, report: &Report) -> bool {
 pub fn report_is_what_the_architecture_says(emulator: &mut Emulator) {
     let target = target(emulator, 1);
     let info = target_info(&target);
-    let attributes =
-        Attributes { flags: AttributesFlags::MODE64BIT | AttributesFlags::DEBUG, xfrm: 3 };
+    let attributes = Attributes { flags: AttributesFlags::MODE64BIT | AttributesFlags::DEBUG, xfrm: 3 };
     let report = ReportBuilder::new(&info).attributes(attributes).build(emulator).unwrap();
 
     let machine: &Arc<Machine> = emulator.machine();
