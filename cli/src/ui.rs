@@ -76,7 +76,8 @@ impl Ui {
         Bar(bar)
     }
 
-    fn moves(self) -> bool {
+    /// May things move on the screen?
+    pub(crate) fn moves(self) -> bool {
         !self.quiet && !self.json && std::io::stderr().is_terminal()
     }
 }
@@ -89,6 +90,11 @@ impl Bar {
     pub(crate) fn step(&self, name: &str) {
         self.0.set_message(name.to_owned());
         self.0.inc(1);
+    }
+
+    /// Prints something while the bar stands aside.
+    pub(crate) fn aside(&self, print: impl FnOnce()) {
+        self.0.suspend(print);
     }
 }
 

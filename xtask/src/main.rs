@@ -1,2 +1,229 @@
-//! Workspace tasks: cargo xtask test.
-fn main() {}
+//! Workspace tasks. `cargo xtask test` runs everything there is to be tested, from a clean clone on a fresh machine.
+#![forbid(unsafe_code)]
+
+mod steps;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+
+use crate::steps::STEPS;
+
+/// Tasks of the workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Test everything: unit and integration tests, both emulator modes, other people's software, the two README
+    /// commands, the scaffold, reproducibility. Installs what is missing (apt). Ends with a summary; the exit code is 1
+    /// when anything failed.
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --only workspace --only scaffold\n  cargo xtask test --list")]
+    Test {
+        /// Only the step of this name; may be given several times
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Name the steps and what they do
+        #[arg(long)]
+        list: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let Task::Test { only, list } = Cli::parse().task;
+    if list {
+        for step in STEPS {
+            println!("{:16} {}", step.name, step.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    if let Some(unknown) = only.iter().find(|o| STEPS.iter().all(|s| s.name != **o)) {
+        eprintln!("error: there is no step {unknown:?}; `cargo xtask test --list` names them");
+        return ExitCode::from(2);
+    }
+    let context = match Context::new() {
+        Ok(context) => context,
+        Err(e) => {
+            eprintln!("error: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    test(&context, &only)
+}
+
+fn test(context: &Context, only: &[String]) -> ExitCode {
+    let chosen: Vec<_> = STEPS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name)).collect();
+    let mut rows = Vec::new();
+    for (i, step) in chosen.iter().enumerate() {
+        println!("\n━━━ {}/{} {}: {}", i + 1, chosen.len(), step.name, step.about);
+        let started = Instant::now();
+        let mut tally = Tally::default();
+        let outcome = (step.run)(context, &mut tally);
+        if let Err(e) = &outcome {
+            println!("━━━ {} FAILED: {e}", step.name);
+        }
+        rows.push((step.name, outcome, tally, started.elapsed()));
+    }
+    println!("\n{:16} {:8} {:>7} {:>7} {:>8} {:>8}", "step", "result", "passed", "failed", "ignored", "time");
+    let mut failures = 0;
+    for (name, outcome, tally, took) in &rows {
+        let result = match outcome {
+            Ok(()) => "ok",
+            Err(_) => "FAILED",
+        };
+        failures += usize::from(outcome.is_err());
+        let Tally { passed, failed, ignored } = tally;
+        println!("{name:16} {result:8} {passed:>7} {failed:>7} {ignored:>8} {:>8}", seconds(*took));
+        if let Err(e) = outcome {
+            println!("{:16} {e}", "");
+        }
+    }
+    let total: Duration = rows.iter().map(|r| r.3).sum();
+    let passed: u64 = rows.iter().map(|r| r.2.passed).sum();
+    if failures == 0 {
+        println!("\nAll {} steps passed, {passed} tests, in {}.", rows.len(), seconds(total));
+        return ExitCode::SUCCESS;
+    }
+    println!("\n{failures} of {} steps failed, in {}.", rows.len(), seconds(total));
+    ExitCode::FAILURE
+}
+
+fn seconds(time: Duration) -> String {
+    match time.as_secs() {
+        s if s < 60 => format!("{:.1} s", time.as_secs_f64()),
+        s => format!("{}:{:02} min", s / 60, s % 60),
+    }
+}
+
+/// Where things are.
+pub(crate) struct Context {
+    /// Root of the repository.
+    pub(crate) root: PathBuf,
+    /// The cargo that runs this.
+    cargo: PathBuf,
+    /// Goes when the run ends.
+    scratch: tempfile::TempDir,
+}
+
+impl Context {
+    fn new() -> Result<Self, Failure> {
+        let scratch = tempfile::tempdir().map_err(|source| Failure::File { path: std::env::temp_dir(), source })?;
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
+        let cargo = std::env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from);
+        Ok(Self { root, cargo, scratch })
+    }
+
+    /// A new folder that goes when the run ends.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
+        let path = self.scratch.path().join(name);
+        std::fs::create_dir_all(&path).map_err(|source| Failure::File { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Cargo, in a folder.
+    pub(crate) fn cargo(&self, folder: &Path) -> Command {
+        let mut command = Command::new(&self.cargo);
+        command.current_dir(folder);
+        // What `cargo xtask` set for this program is not meant for those it runs.
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+}
+
+/// Numbers of tests, as their harness reported them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Tally {
+    /// Adds what a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …` says.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.trim_start().strip_prefix("test result: ") else { return };
+        let mut words = result.split([' ', ';']).filter(|w| !w.is_empty());
+        let mut before = words.next().unwrap_or_default();
+        for word in words {
+            let number = before.parse().unwrap_or(0);
+            match word {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+            before = word;
+        }
+    }
+}
+
+/// Runs a command; what it prints is shown and, where it is about tests, counted. Returns what it printed on standard
+/// output.
+pub(crate) fn run(command: &mut Command, tally: &mut Tally) -> Result<String, Failure> {
+    let shown = shown(command);
+    println!("$ {shown}");
+    let spawn = |source| Failure::Spawn { command: shown.clone(), source };
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(spawn)?;
+    let mut all = String::new();
+    if let Some(out) = child.stdout.take() {
+        for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            tally.add(&line);
+            all.push_str(&line);
+            all.push('\n');
+        }
+    }
+    let _ = std::io::stdout().flush();
+    let status = child.wait().map_err(spawn)?;
+    if !status.success() {
+        return Err(Failure::Command { command: shown, status });
+    }
+    Ok(all)
+}
+
+fn shown(command: &Command) -> String {
+    let env = command.get_envs().filter_map(|(n, v)| Some(format!("{}={} ", n.display(), v?.display())));
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().display().to_string();
+    let args = command.get_args().map(|a| format!(" {}", a.display()));
+    env.chain([program]).chain(args).collect()
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("cannot start `{command}`: {source}")]
+    Spawn { command: String, source: std::io::Error },
+    #[error("`{command}` failed: {status}")]
+    Command { command: String, status: std::process::ExitStatus },
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Wrong(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn results_of_test_harnesses_are_counted() {
+        let mut tally = Tally::default();
+        tally.add("running 4 tests");
+        tally.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+        tally.add("test result: FAILED. 2 passed; 5 failed; 0 ignored; 0 measured; 0 filtered out");
+        assert_eq!(tally, Tally { passed: 5, failed: 5, ignored: 1 });
+    }
+}

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use enclos_pack::sign::hex;
-use enclos_pack::{Date, Image, PackInput, SigningKey, pack};
+use enclos_pack::{Date, Image, Progress, SigningKey, build_application};
 use serde_json::json;
 
 use super::{Error, Outcome, say_identity, say_json, write};
 use crate::project::{Project, developer_key};
-use crate::ui::Ui;
+use crate::ui::{Bar, Ui};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -90,9 +90,10 @@ fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -
         (None, true) => Some(developer_key(ui)?),
     };
     ui.status("building", format_args!("the enclave of {}", project.config.name.as_str()));
-    let program = enclave_binary(project, ui)?;
-    let app = super::read(&program)?;
-    let mut image = pack(&PackInput { runtime: enclos_pack::runtime(), app: &app, config: &project.config })?;
+    let mut image = {
+        let mut display = Display::new(ui);
+        build_application(&project.folder, &project.config, &mut |step| display.show(step))?
+    };
     if let Some(key) = key {
         image.sign(&key, Date::today()?)?;
     }
@@ -104,14 +105,43 @@ fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -
     Ok(Built { path, image })
 }
 
-fn enclave_binary(project: &Project, ui: Ui) -> Result<PathBuf, Error> {
-    let folder = project.config.build.crate_dir.clone().unwrap_or_else(|| "enclave".into());
-    let manifest = project.folder.join(folder).join("Cargo.toml");
-    let mut command = cargo("build");
-    command.arg("--manifest-path").arg(manifest);
-    command.args(["--target", "x86_64-unknown-linux-gnu"]);
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=pie");
-    run_cargo(command, "building the enclave", ui)
+/// Shows a build: a bar on a terminal, cargo's lines elsewhere; the compiler's diagnostics in any case.
+struct Display {
+    ui: Ui,
+    bar: Option<Bar>,
+    total: usize,
+}
+
+impl Display {
+    fn new(ui: Ui) -> Self {
+        Self { ui, bar: None, total: 0 }
+    }
+
+    fn show(&mut self, step: Progress) {
+        match step {
+            Progress::Packages(count) => self.total = count,
+            Progress::Built { fresh: true, .. } => {}
+            Progress::Built { package, .. } if self.ui.moves() => {
+                self.bar.get_or_insert_with(|| self.ui.steps(self.total as u64)).step(&package);
+            }
+            Progress::Cargo(line) if !self.ui.moves() && !self.ui.quiet() && !self.ui.json() => {
+                anstream::eprintln!("{line}");
+            }
+            Progress::Diagnostic(text) if !self.ui.quiet() => {
+                let text = text.trim_end();
+                match &self.bar {
+                    Some(bar) => bar.aside(|| anstream::eprintln!("{text}")),
+                    None => anstream::eprintln!("{text}"),
+                }
+            }
+            Progress::Packing => {
+                // The old bar has to go before the new one is drawn.
+                self.bar = None;
+                self.bar = Some(self.ui.wait("packing"));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Builds the binary of a crate as cargo builds it, and says where it is.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use enclos_host::{CallError, ConnectError, End, StartError};
-use enclos_pack::{ConfigError, ImageError, PackError, SignError};
+use enclos_pack::{BuildError, ConfigError, ImageError, SignError};
 
 use crate::embedded::WriteError;
 use crate::ui::Ui;
@@ -37,8 +37,8 @@ pub(crate) enum Error {
     Config(#[from] ConfigError),
     #[error("{} is not usable", path.display())]
     Image { path: PathBuf, source: ImageError },
-    #[error("the enclave cannot be packed")]
-    Pack(#[from] PackError),
+    #[error("the enclave cannot be built")]
+    Build(#[from] BuildError),
     #[error(transparent)]
     Sign(#[from] SignError),
     #[error(transparent)]

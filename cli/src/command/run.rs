@@ -89,7 +89,7 @@ fn run_inside(built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> O
         .platform(platform)
         .arg(built.image.manifest().name)
         .args(args.arguments.iter().map(String::as_str))
-        .envs(std::env::vars())
+        .envs(std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))))
         .stdin(BufReader::new(io::stdin()))
         .start()?;
     let status = enclave.wait().map_err(Error::End)?;

@@ -1,0 +1,219 @@
+//! What `cargo xtask test` does, step by step.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::{Context, Failure, Tally, run};
+
+/// One step.
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) run: fn(&Context, &mut Tally) -> Result<(), Failure>,
+}
+
+/// All of them, in order: what fails fastest and tells most comes first.
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "workspace", about: "unit and integration tests of every crate", run: workspace },
+    Step { name: "trapping", about: "enclaves on the emulator with every ENCLU trapping", run: trapping },
+    Step { name: "exclusive", about: "enclaves with the Linux call interception of older kernels", run: exclusive },
+    Step { name: "conformance", about: "other people's software against ours (tests/conformance)", run: conformance },
+    Step { name: "vault", about: "the README's first command, twice: the vault survives a restart", run: vault },
+    Step { name: "scaffold", about: "an installed enclos makes, runs and tests a project anywhere", run: scaffold },
+    Step { name: "reproducible", about: "the same sources in another folder give the same MRENCLAVE", run: reproducible },
+    Step { name: "bench", about: "the benchmarks run and say what they should", run: bench },
+];
+
+fn workspace(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    run(c.cargo(&c.root).args(["test", "--workspace", "--no-fail-fast"]), tally).map(drop)
+}
+
+/// Packages whose tests start enclaves.
+const STARTS_ENCLAVES: [&str; 3] = ["enclos-platform", "enclos-host", "vault-host"];
+
+fn trapping(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    with_enclaves(c, "ENCLOS_EMULATOR", "trapping", tally)
+}
+
+fn exclusive(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    with_enclaves(c, "ENCLOS_EMULATOR_DISPATCH", "exclusive", tally)
+}
+
+fn with_enclaves(c: &Context, variable: &str, value: &str, tally: &mut Tally) -> Result<(), Failure> {
+    let mut command = c.cargo(&c.root);
+    command.args(["test", "--no-fail-fast"]).env(variable, value);
+    STARTS_ENCLAVES.iter().for_each(|p| drop(command.args(["--package", p])));
+    run(&mut command, tally).map(drop)
+}
+
+fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    // sgxs-tools and report-test build against OpenSSL.
+    install(&[("openssl/ssl.h", "libssl-dev")], &[("pkg-config", "pkg-config")], tally)?;
+    let folder = c.root.join("tests/conformance");
+    let mut workspaces = vec![folder.clone()];
+    let entries = fs::read_dir(&folder).map_err(|source| Failure::File { path: folder.clone(), source })?;
+    workspaces.extend(entries.flatten().map(|e| e.path()));
+    let is_workspace = |w: &PathBuf| {
+        fs::read_to_string(w.join("Cargo.toml")).is_ok_and(|t| t.lines().any(|l| l.trim() == "[workspace]"))
+    };
+    workspaces.retain(is_workspace);
+    workspaces.sort();
+    if workspaces.is_empty() {
+        return Err(Failure::Wrong(format!("{} holds no workspace", folder.display())));
+    }
+    for workspace in workspaces {
+        run(c.cargo(&workspace).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
+    }
+    Ok(())
+}
+
+/// Installs Debian packages for headers and programs that are missing.
+fn install(headers: &[(&str, &str)], programs: &[(&str, &str)], tally: &mut Tally) -> Result<(), Failure> {
+    let include = ["/usr/include", "/usr/local/include", "/usr/include/x86_64-linux-gnu"];
+    let has_header = |h: &str| include.iter().any(|i| Path::new(i).join(h).exists());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has_program = |p: &str| std::env::split_paths(&path).any(|d| d.join(p).is_file());
+    let missing: Vec<&str> = headers
+        .iter()
+        .filter(|(h, _)| !has_header(h))
+        .chain(programs.iter().filter(|(p, _)| !has_program(p)))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("installing {} (apt)", missing.join(", "));
+    let am_root = fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+    let apt = |args: &[&str]| {
+        let mut command = Command::new(if am_root { "apt-get" } else { "sudo" });
+        if !am_root {
+            command.args(["-n", "apt-get"]);
+        }
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
+        command
+    };
+    let installed = run(&mut apt(&["update"]), tally)
+        .and_then(|_| run(apt(&["install", "--no-install-recommends"]).args(&missing), tally));
+    installed.map(drop).map_err(|e| {
+        Failure::Wrong(format!("{e}; install {} yourself and run this again", missing.join(" and ")))
+    })
+}
+
+fn vault(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let store = c.folder("vault")?.join("vault.sealed");
+    let mut demo = || {
+        let mut command = c.cargo(&c.root);
+        command.args(["run", "--release", "--quiet", "--", "run", "examples/vault", "--", "--store"]).arg(&store);
+        run(&mut command, tally)
+    };
+    let first = demo()?;
+    expect(&first, "The vault is new.")?;
+    expect(&first, "none of the values in plain text")?;
+    let second = demo()?;
+    expect(&second, "of an earlier run")
+}
+
+fn scaffold(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let root = c.folder("installed")?;
+    run(c.cargo(&c.root).args(["install", "--quiet", "--locked", "--path", "cli", "--root"]).arg(&root), tally)?;
+    let enclos = root.join("bin/enclos");
+    let mut identities = Vec::new();
+    for folder in ["here", "some where/else"] {
+        let folder = c.folder(folder)?;
+        run(Command::new(&enclos).current_dir(&folder).args(["new", "demo"]), tally)?;
+        let demo = folder.join("demo");
+        // Projects of users have a target folder of their own.
+        let command = || {
+            let mut command = Command::new(&enclos);
+            command.current_dir(&demo).env_remove("CARGO_TARGET_DIR");
+            command
+        };
+        let built = run(command().args(["build", "--json"]), tally)?;
+        identities.push(field(&built, "mrenclave")?);
+        if identities.len() == 1 {
+            let said = run(command().args(["run", "--", "Ada"]), tally)?;
+            expect(&said, ", Ada, from inside the enclave")?;
+            run(command().args(["inspect"]), tally)?;
+            run(c.cargo(&demo).env_remove("CARGO_TARGET_DIR").arg("test"), tally)?;
+        }
+    }
+    same(&identities)
+}
+
+fn reproducible(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let copy = c.folder("another folder")?;
+    copy_sources(c, &copy)?;
+    let mut identities = Vec::new();
+    for root in [&c.root, &copy] {
+        let mut command = c.cargo(&c.root);
+        command.args(["run", "--release", "--quiet", "--", "build", "--json"]).arg(root.join("examples/vault"));
+        // Another day, too.
+        let built = run(command.env("SOURCE_DATE_EPOCH", format!("{}", 86_400 * identities.len())), tally)?;
+        identities.push(field(&built, "mrenclave")?);
+    }
+    same(&identities)
+}
+
+/// The files that are, or could be, committed.
+fn copy_sources(c: &Context, to: &Path) -> Result<(), Failure> {
+    let mut list = Command::new("git");
+    list.current_dir(&c.root).args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"]);
+    let listed = list.output().map_err(|source| Failure::Spawn { command: "git ls-files".into(), source })?;
+    if !listed.status.success() {
+        return Err(Failure::Command { command: "git ls-files".into(), status: listed.status });
+    }
+    for file in String::from_utf8_lossy(&listed.stdout).split('\0').filter(|f| !f.is_empty()) {
+        let (from, to) = (c.root.join(file), to.join(file));
+        if !from.is_file() {
+            continue;
+        }
+        let copied = to.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::copy(&from, &to));
+        copied.map_err(|source| Failure::File { path: to, source })?;
+    }
+    Ok(())
+}
+
+fn bench(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let mut command = c.cargo(&c.root);
+    command.args(["run", "--release", "--quiet", "--", "bench", "--json", "--samples", "5"]);
+    let said = run(&mut command, tally)?;
+    let figures: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    if figures.len() < 8 {
+        return Err(Failure::Wrong(format!("8 figures expected, {} came", figures.len())));
+    }
+    for figure in &figures {
+        for key in ["median", "min", "max", "baseline_median", "ratio"] {
+            let sound = figure[key].as_f64().is_some_and(|v| v.is_finite() && v > 0.0);
+            if !sound {
+                return Err(Failure::Wrong(format!("{key} of {figure} is no positive number")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn expect(text: &str, part: &str) -> Result<(), Failure> {
+    match text.contains(part) {
+        true => Ok(()),
+        false => Err(Failure::Wrong(format!("the output lacks {part:?}"))),
+    }
+}
+
+/// A text field of the last line, JSON.
+fn field(output: &str, name: &str) -> Result<String, Failure> {
+    let last = output.lines().last().unwrap_or_default();
+    let value: Option<Value> = serde_json::from_str(last).ok();
+    let text = value.as_ref().and_then(|v| v[name].as_str());
+    text.map(str::to_owned).ok_or_else(|| Failure::Wrong(format!("no {name} in {last:?}")))
+}
+
+fn same(identities: &[String]) -> Result<(), Failure> {
+    println!("MRENCLAVE: {}", identities.join(", "));
+    match identities {
+        [first, rest @ ..] if rest.iter().all(|r| r == first) => Ok(()),
+        _ => Err(Failure::Wrong(format!("different measurements: {}", identities.join(", ")))),
+    }
+}
