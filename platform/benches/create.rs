@@ -23,7 +23,7 @@ fn main() {
     let machine = machine();
     let emulator = Emulator::on(machine.clone());
     let attributes = Attributes { flags: AttributesFlags::MODE64BIT, xfrm: 3 };
-    let image: Vec<u8> = (0..MEASURED_PAGES * 4096).map(|i| (i * 7 >> 3) as u8).collect();
+    let image: Vec<u8> = (0..MEASURED_PAGES * 4096).map(|i| ((i * 7) >> 3) as u8).collect();
     let rw = SecinfoFlags::R | SecinfoFlags::W | PageType::Reg.into();
     let rx = SecinfoFlags::R | SecinfoFlags::X | PageType::Reg.into();
     // Code, data, and a heap whose contents are not measured.
