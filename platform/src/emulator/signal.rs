@@ -190,6 +190,7 @@ fn kernel_action(signal: c_int, new: Option<&KernelAction>) -> io::Result<Kernel
 /// # Safety
 /// As POSIX `sigaction`.
 #[unsafe(no_mangle)]
+#[expect(unreachable_pub, reason = "exported by name, to the C library's callers")]
 pub unsafe extern "C" fn sigaction(
     signal: c_int,
     new: *const libc::sigaction,
@@ -267,6 +268,7 @@ pub unsafe extern "C" fn sigaction(
 /// # Safety
 /// As POSIX `signal`.
 #[unsafe(no_mangle)]
+#[expect(unreachable_pub, reason = "exported by name, to the C library's callers")]
 pub unsafe extern "C" fn signal(signal: c_int, handler: libc::sighandler_t) -> libc::sighandler_t {
     // SAFETY: zero is a valid sigaction; the structures are ours.
     unsafe {
@@ -317,6 +319,16 @@ pub(super) unsafe extern "C" fn handle(
             let entered = Inside { signal, code, info, frame, context, bases, state };
             return entered.handle();
         }
+        if !state.is_null() && resuming(rip) {
+            // ERESUME is one instruction on hardware: to a handler it has not begun.
+            let mut entered = Inside { signal, code, info, frame, context, bases, state };
+            let exit = entered.exit_point();
+            // SAFETY: this thread is inside with the state, and has executed nothing of the enclave.
+            let stacks = unsafe { thread::undo_resume(entered.context, state) };
+            entered.show_exit(exit, stacks);
+            // SAFETY: the arguments are the kernel's own.
+            return unsafe { chain(signal, info, uc) };
+        }
         if signal == libc::SIGILL && enclu_at(rip) {
             return enclu_outside(signal, info, frame, context, bases);
         }
@@ -343,6 +355,11 @@ pub(super) unsafe extern "C" fn handle(
 /// Is the address in the code of `transitions`?
 fn in_emulator(rip: u64) -> bool {
     (&raw const asm::enclos_emu_text as u64..&raw const asm::enclos_emu_text_end as u64).contains(&rip)
+}
+
+/// Is the thread in the middle of loading the enclave's registers?
+fn resuming(rip: u64) -> bool {
+    (&raw const asm::enclos_emu_resume as u64..&raw const asm::enclos_emu_resume_end as u64).contains(&rip)
 }
 
 /// Is there an ENCLU instruction at an address that was just executed?
@@ -567,11 +584,22 @@ impl Inside<'_> {
             gsbase: self.bases.gs,
             ..Gprsgx::default()
         };
-        // SAFETY: the state is this thread's, and this thread is inside with it.
-        let (aep, tcs) = unsafe { ((*self.state).aep, (*self.state).tcs_address()) };
+        let exit = self.exit_point();
         let interrupted = Interrupted { gpr, xsave: xsave_of(self.frame), exception };
         // SAFETY: as above.
-        let (ursp, urbp) = unsafe { thread::aex(self.context, self.state, &interrupted) };
+        let stacks = unsafe { thread::aex(self.context, self.state, &interrupted) };
+        self.show_exit(exit, stacks);
+        exit.0
+    }
+
+    /// AEP and TCS, read while the state is still this thread's.
+    fn exit_point(&self) -> (u64, u64) {
+        // SAFETY: the state is this thread's, and this thread is inside with it.
+        unsafe { ((*self.state).aep, (*self.state).tcs_address()) }
+    }
+
+    /// What the host sees after an asynchronous exit.
+    fn show_exit(&mut self, (aep, tcs): (u64, u64), (ursp, urbp): (u64, u64)) {
         for r in REGISTERS {
             *self.greg_mut(r) = 0;
         }
@@ -592,7 +620,6 @@ impl Inside<'_> {
         area[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
         area[32..416].fill(0);
         self.outside();
-        aep
     }
 
     fn outside(&mut self) {

@@ -623,6 +623,20 @@ pub(super) unsafe fn aex(
     stacks
 }
 
+/// Takes an ERESUME back whose frame was not left yet. Returns URSP and URBP.
+///
+/// # Safety
+/// As [`aex`], and no instruction of the enclave was executed since ERESUME.
+pub(super) unsafe fn undo_resume(context: &ThreadContext, state: *mut TcsState) -> (u64, u64) {
+    // SAFETY: the thread is inside, so `busy` is its; ERESUME checked that the frame is readable.
+    let (s, gpr) = unsafe { (&mut *state, (*state).gpr_of((*state).cssa).read()) };
+    s.cssa += 1;
+    let count = &s.counts[1];
+    count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    leave(context, s);
+    (gpr.ursp, gpr.urbp)
+}
+
 /// The thread is outside from here on, and the TCS free. (The FS and GS bases are the caller's affair.)
 pub(super) fn leave(context: &ThreadContext, state: &TcsState) {
     context.selector.store(0, Ordering::Relaxed);

@@ -59,6 +59,9 @@ unsafe extern "C" {
     pub(super) fn enclos_emu_aep();
     /// Where an exception inside makes `enclos_emu_enter` return.
     pub(super) fn enclos_emu_exception();
+    /// The instructions that load the enclave's registers at ERESUME: first byte and last + 1.
+    pub(super) static enclos_emu_resume: u8;
+    pub(super) static enclos_emu_resume_end: u8;
     /// EEXIT for a thread whose `TcsState` is in RCX.
     pub(super) fn enclos_emu_eexit();
     /// What the kernel calls for every signal that the emulator handles.
@@ -82,6 +85,7 @@ core::arch::global_asm!(
     .text
     .p2align 12
     .global enclos_emu_text, enclos_emu_text_end, enclos_emu_enter, enclos_emu_aep, enclos_emu_exception
+    .global enclos_emu_resume, enclos_emu_resume_end
     .global enclos_emu_eexit, enclos_emu_trampoline, enclos_emu_restorer, enclos_emu_gate, enclos_emu_gate_end
 enclos_emu_text:
 
@@ -201,7 +205,8 @@ enclos_emu_aep:
     test rax, rax
     jz 3b
 
-    # rax = TcsState with gpr, xsave, xfrm and iret filled in
+    # rax = TcsState with gpr, xsave, xfrm and iret filled in. A signal in here undoes the ERESUME: the SSA frame still
+    # holds everything.
 enclos_emu_resume:
     mov r10, rax
     mov r11, [r10 + 64]
@@ -230,6 +235,7 @@ enclos_emu_resume:
     mov r15, [r11 + 120]
     mov r11, [r11 + 88]
     iretq
+enclos_emu_resume_end:
 
     # rcx = TcsState. Order: bases first, then the thread is outside, then the TCS is free for others.
 enclos_emu_eexit:

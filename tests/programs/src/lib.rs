@@ -1,0 +1,1 @@
+//! Nothing but tests: programs that know nothing of Enclos, and hosts that break the rules.

@@ -1,0 +1,78 @@
+//! Builds the guests with the ordinary toolchain, runs them outside, and packs them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use enclos_host::{Builder, Enclave, PlatformChoice};
+use enclos_pack::{Config, Date, Image, PackInput, SigningKey, pack};
+
+/// A static PIE made of a file in `guests`. The tests of one binary build it once.
+pub(crate) fn build(source: &str) -> PathBuf {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(source);
+    // Named after the test binary too: several run at once.
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{source}-{}", std::process::id()));
+    if to.exists() {
+        return to;
+    }
+    let mut compiler = if source.ends_with(".rs") {
+        let mut c = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        c.args(["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Crelocation-model=pie"]);
+        c
+    } else {
+        let mut c = Command::new("gcc");
+        c.args(["-O2", "-static-pie", "-pthread"]);
+        c
+    };
+    let status =
+        compiler.arg(&from).arg("-o").arg(&to).args((source.ends_with(".c")).then_some("-lm")).status();
+    assert!(status.expect("a compiler").success(), "building {source}");
+    to
+}
+
+/// What the program does without an enclave.
+pub(crate) fn run_outside(program: &Path) -> Output {
+    Command::new(program).env_clear().output().unwrap()
+}
+
+/// Packed and signed with a key that is for tests only.
+pub(crate) fn image(program: &Path, config: &str) -> Image {
+    static KEY: OnceLock<SigningKey> = OnceLock::new();
+    let config = Config::parse(&format!("name = \"guest\"\n{config}"), Path::new("enclos.toml")).unwrap();
+    let app = std::fs::read(program).unwrap();
+    let mut image = pack(&PackInput { runtime: enclos_pack::runtime(), app: &app, config: &config }).unwrap();
+    let pem = include_str!("../../../../host/pack/tests/data/test-only-key.pem");
+    image
+        .sign(KEY.get_or_init(|| SigningKey::from_pem(pem).unwrap()), Date::from_unix(1_700_000_000))
+        .unwrap();
+    image
+}
+
+/// Starts it on the emulator.
+pub(crate) fn builder(image: &Image) -> Builder {
+    Enclave::builder(image.to_file_bytes()).platform(PlatformChoice::Emulated)
+}
+
+/// What a program wrote.
+#[derive(Clone, Default)]
+pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

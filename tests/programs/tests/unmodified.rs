@@ -1,0 +1,38 @@
+//! Programs that know nothing of enclaves do the same inside as outside.
+
+#[allow(dead_code)]
+mod support;
+
+use std::sync::Arc;
+
+use enclos_host::Enclave;
+use enclos_platform::emulator::Emulator;
+use support::{Captured, build, builder, image, run_outside};
+
+fn same_inside_and_outside(source: &str) {
+    let program = build(source);
+    let outside = run_outside(&program);
+    let image = image(&program, "threads = 8\nheap = \"64 MiB\"");
+    for trapping in [false, true] {
+        let (out, err) = (Captured::default(), Captured::default());
+        let mut start = builder(&image).stdout(out.clone()).stderr(err.clone());
+        if trapping {
+            start = start.on(Arc::new(Emulator::new().unwrap().trapping()));
+        }
+        let enclave: Enclave = start.start().unwrap();
+        let status = enclave.wait();
+        assert_eq!(status.ok(), outside.status.code(), "{}\n{:?}", out.text(), enclave.end());
+        assert_eq!(out.text(), String::from_utf8_lossy(&outside.stdout));
+        assert_eq!(err.text(), String::from_utf8_lossy(&outside.stderr));
+    }
+}
+
+#[test]
+fn rust_std() {
+    same_inside_and_outside("tour.rs");
+}
+
+#[test]
+fn c_with_threads() {
+    same_inside_and_outside("classic.c");
+}
