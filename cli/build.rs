@@ -51,7 +51,8 @@ fn main() {
 }
 
 fn table(out: &mut String, name: &str, doc: &str, files: &BTreeMap<String, String>) {
-    writeln!(out, "/// {doc}\npub(crate) const {name}: &[(&str, &str)] = &[").expect("strings take everything");
+    writeln!(out, "/// {doc}\npub(crate) const {name}: &[(&str, &str)] = &[")
+        .expect("strings take everything");
     for (path, contents) in files {
         writeln!(out, "    ({path:?}, {contents:?}),").expect("strings take everything");
     }

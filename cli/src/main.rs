@@ -7,6 +7,7 @@
 
 mod command;
 mod embedded;
+mod linux_calls;
 mod project;
 mod ui;
 

@@ -25,7 +25,9 @@ enum Task {
     /// Test everything: unit and integration tests, both emulator modes, other people's software, the two README
     /// commands, the scaffold, reproducibility. Installs what is missing (apt). Ends with a summary; the exit code is 1
     /// when anything failed.
-    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --only workspace --only scaffold\n  cargo xtask test --list")]
+    #[command(
+        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --only workspace --only scaffold\n  cargo xtask test --list"
+    )]
     Test {
         /// Only the step of this name; may be given several times
         #[arg(long, value_name = "NAME")]
@@ -59,7 +61,8 @@ fn main() -> ExitCode {
 }
 
 fn test(context: &Context, only: &[String]) -> ExitCode {
-    let chosen: Vec<_> = STEPS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name)).collect();
+    let chosen: Vec<_> =
+        STEPS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name)).collect();
     let mut rows = Vec::new();
     for (i, step) in chosen.iter().enumerate() {
         println!("\n━━━ {}/{} {}: {}", i + 1, chosen.len(), step.name, step.about);
@@ -114,7 +117,8 @@ pub(crate) struct Context {
 
 impl Context {
     fn new() -> Result<Self, Failure> {
-        let scratch = tempfile::tempdir().map_err(|source| Failure::File { path: std::env::temp_dir(), source })?;
+        let scratch =
+            tempfile::tempdir().map_err(|source| Failure::File { path: std::env::temp_dir(), source })?;
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
         let cargo = std::env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from);
         Ok(Self { root, cargo, scratch })
@@ -222,7 +226,9 @@ mod tests {
     fn results_of_test_harnesses_are_counted() {
         let mut tally = Tally::default();
         tally.add("running 4 tests");
-        tally.add("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+        tally.add(
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        );
         tally.add("test result: FAILED. 2 passed; 5 failed; 0 ignored; 0 measured; 0 filtered out");
         assert_eq!(tally, Tally { passed: 5, failed: 5, ignored: 1 });
     }

@@ -19,11 +19,31 @@ pub(crate) struct Step {
 pub(crate) const STEPS: &[Step] = &[
     Step { name: "workspace", about: "unit and integration tests of every crate", run: workspace },
     Step { name: "trapping", about: "enclaves on the emulator with every ENCLU trapping", run: trapping },
-    Step { name: "exclusive", about: "enclaves with the Linux call interception of older kernels", run: exclusive },
-    Step { name: "conformance", about: "other people's software against ours (tests/conformance)", run: conformance },
-    Step { name: "vault", about: "the README's first command, twice: the vault survives a restart", run: vault },
-    Step { name: "scaffold", about: "an installed enclos makes, runs and tests a project anywhere", run: scaffold },
-    Step { name: "reproducible", about: "the same sources in another folder give the same MRENCLAVE", run: reproducible },
+    Step {
+        name: "exclusive",
+        about: "enclaves with the Linux call interception of older kernels",
+        run: exclusive,
+    },
+    Step {
+        name: "conformance",
+        about: "other people's software against ours (tests/conformance)",
+        run: conformance,
+    },
+    Step {
+        name: "vault",
+        about: "the README's first command, twice: the vault survives a restart",
+        run: vault,
+    },
+    Step {
+        name: "scaffold",
+        about: "an installed enclos makes, runs and tests a project anywhere",
+        run: scaffold,
+    },
+    Step {
+        name: "reproducible",
+        about: "the same sources in another folder give the same MRENCLAVE",
+        run: reproducible,
+    },
     Step { name: "bench", about: "the benchmarks run and say what they should", run: bench },
 ];
 
@@ -45,7 +65,9 @@ fn exclusive(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 fn with_enclaves(c: &Context, variable: &str, value: &str, tally: &mut Tally) -> Result<(), Failure> {
     let mut command = c.cargo(&c.root);
     command.args(["test", "--no-fail-fast"]).env(variable, value);
-    STARTS_ENCLAVES.iter().for_each(|p| drop(command.args(["--package", p])));
+    for package in STARTS_ENCLAVES {
+        command.args(["--package", package]);
+    }
     run(&mut command, tally).map(drop)
 }
 
@@ -106,7 +128,9 @@ fn vault(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     let store = c.folder("vault")?.join("vault.sealed");
     let mut demo = || {
         let mut command = c.cargo(&c.root);
-        command.args(["run", "--release", "--quiet", "--", "run", "examples/vault", "--", "--store"]).arg(&store);
+        command
+            .args(["run", "--release", "--quiet", "--", "run", "examples/vault", "--", "--store"])
+            .arg(&store);
         run(&mut command, tally)
     };
     let first = demo()?;
@@ -118,7 +142,10 @@ fn vault(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 
 fn scaffold(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     let root = c.folder("installed")?;
-    run(c.cargo(&c.root).args(["install", "--quiet", "--locked", "--path", "cli", "--root"]).arg(&root), tally)?;
+    run(
+        c.cargo(&c.root).args(["install", "--quiet", "--locked", "--path", "cli", "--root"]).arg(&root),
+        tally,
+    )?;
     let enclos = root.join("bin/enclos");
     let mut identities = Vec::new();
     for folder in ["here", "some where/else"] {
@@ -149,7 +176,9 @@ fn reproducible(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     let mut identities = Vec::new();
     for root in [&c.root, &copy] {
         let mut command = c.cargo(&c.root);
-        command.args(["run", "--release", "--quiet", "--", "build", "--json"]).arg(root.join("examples/vault"));
+        command
+            .args(["run", "--release", "--quiet", "--", "build", "--json"])
+            .arg(root.join("examples/vault"));
         // Another day, too.
         let built = run(command.env("SOURCE_DATE_EPOCH", format!("{}", 86_400 * identities.len())), tally)?;
         identities.push(field(&built, "mrenclave")?);

@@ -10,10 +10,41 @@ use serde_json::Value;
 /// Crates of others that may be linked into an enclave by `trusted/`: the trusted base beyond this repository. Extend it
 /// after reading what you add.
 const TRUSTED_BASE: [&str; 35] = [
-    "aead", "aes", "aes-gcm", "bitflags", "block-buffer", "cfg-if", "cipher", "cmov", "cobs", "const-oid", "cpubits",
-    "cpufeatures", "crypto-common", "ctr", "ctutils", "digest", "generic-array", "ghash", "hybrid-array", "inout",
-    "itoa", "libc", "log", "opaque-debug", "polyval", "postcard", "serde", "serde_bytes", "serde_core", "sgx-isa",
-    "subtle", "thiserror", "typenum", "universal-hash", "zeroize",
+    "aead",
+    "aes",
+    "aes-gcm",
+    "bitflags",
+    "block-buffer",
+    "cfg-if",
+    "cipher",
+    "cmov",
+    "cobs",
+    "const-oid",
+    "cpubits",
+    "cpufeatures",
+    "crypto-common",
+    "ctr",
+    "ctutils",
+    "digest",
+    "generic-array",
+    "ghash",
+    "hybrid-array",
+    "inout",
+    "itoa",
+    "libc",
+    "log",
+    "opaque-debug",
+    "polyval",
+    "postcard",
+    "serde",
+    "serde_bytes",
+    "serde_core",
+    "sgx-isa",
+    "subtle",
+    "thiserror",
+    "typenum",
+    "universal-hash",
+    "zeroize",
 ];
 
 /// Folders whose crates may hold `unsafe` code.
@@ -146,19 +177,20 @@ impl Workspace {
     fn load() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let run = Command::new(env!("CARGO"))
-            .args(["metadata", "--format-version=1", "--all-features", "--filter-platform=x86_64-unknown-linux-gnu"])
+            .args([
+                "metadata",
+                "--format-version=1",
+                "--all-features",
+                "--filter-platform=x86_64-unknown-linux-gnu",
+            ])
             .current_dir(root)
             .output()
             .unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         let metadata: Value = serde_json::from_slice(&run.stdout).unwrap();
         let text = |v: &Value| v.as_str().unwrap().to_owned();
-        let packages: BTreeMap<String, Value> = metadata["packages"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|p| (text(&p["id"]), p.clone()))
-            .collect();
+        let packages: BTreeMap<String, Value> =
+            metadata["packages"].as_array().unwrap().iter().map(|p| (text(&p["id"]), p.clone())).collect();
         let members = metadata["workspace_members"].as_array().unwrap().iter().map(|id| {
             let id = text(id);
             let manifest = PathBuf::from(packages[&id]["manifest_path"].as_str().unwrap());

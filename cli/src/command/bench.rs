@@ -23,8 +23,10 @@ use crate::ui::{DIM, LABEL, Ui};
 /// Every figure comes with a baseline of the same run. Times depend on the machine and on what else it does; the
 /// ratios less so. On the emulator they say what the software costs; hardware adds thousands of cycles a transition.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  enclos bench\n  enclos bench --only ecall --samples 101\n  enclos bench --json > figures.jsonl\n\n\
-    With --json, one object a line: name, unit, median, min, max, baseline, baseline_median, ratio.")]
+#[command(
+    after_help = "Examples:\n  enclos bench\n  enclos bench --only ecall --samples 101\n  enclos bench --json > figures.jsonl\n\n\
+    With --json, one object a line: name, unit, median, min, max, baseline, baseline_median, ratio."
+)]
 pub(crate) struct Args {
     /// Only figures whose name contains this
     #[arg(long, value_name = "TEXT")]
@@ -68,7 +70,13 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         Err(e) => Err(e.into()),
     };
     // The call that carries the loop in must not show: 5,000 are asked for in one.
-    table.figure("empty host service call", "ns", "getpid, native", in_one(5000, host_calls), native_call(2000))?;
+    table.figure(
+        "empty host service call",
+        "ns",
+        "getpid, native",
+        in_one(5000, host_calls),
+        native_call(2000),
+    )?;
 
     let data = vec![0xa5_u8; 4096];
     let echo = || {
@@ -84,7 +92,13 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         }
         Ok(())
     };
-    table.figure("4 KiB in and out, typed", "ns", "two memcpy of 4 KiB", per_op(1000, echo), per_op(1000, copy))?;
+    table.figure(
+        "4 KiB in and out, typed",
+        "ns",
+        "two memcpy of 4 KiB",
+        per_op(1000, echo),
+        per_op(1000, copy),
+    )?;
 
     if table.wants(SWITCHLESS) {
         let switchless = client.switchless().map_err(|e| Error::Call(e.into()))?;
@@ -102,13 +116,19 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         black_box(client.linux_calls(count)?);
         Ok(())
     };
-    table.figure("Linux call answered inside (getppid)", "ns", "getppid, native", in_one(200_000, linux_calls), || {
-        let started = Instant::now();
-        for _ in 0..2000 {
-            black_box(std::os::unix::process::parent_id());
-        }
-        Ok(started.elapsed().as_nanos() as f64 / 2000.0)
-    })?;
+    table.figure(
+        "Linux call answered inside (getppid)",
+        "ns",
+        "getppid, native",
+        in_one(200_000, linux_calls),
+        || {
+            let started = Instant::now();
+            for _ in 0..2000 {
+                black_box(std::os::unix::process::parent_id());
+            }
+            Ok(started.elapsed().as_nanos() as f64 / 2000.0)
+        },
+    )?;
 
     let inside = || {
         let started = Instant::now();
@@ -308,13 +328,20 @@ impl Table<'_> {
         if self.rows == 1 {
             anstream::println!(
                 "{DIM}{:<38} {:>10} {:>10} {:>10}    {:>6}  baseline{DIM:#}",
-                "", "median", "min", "max", "ratio"
+                "",
+                "median",
+                "min",
+                "max",
+                "ratio"
             );
         }
         let said = |v: f64| if v < 100.0 { format!("{v:.1}") } else { format!("{v:.0}") };
         anstream::println!(
             "{LABEL}{name:<38}{LABEL:#} {:>10} {:>10} {:>10} {unit} {ratio:>6.2}  {} {unit}: {baseline}",
-            said(a.median), said(a.min), said(a.max), said(b.median)
+            said(a.median),
+            said(a.min),
+            said(a.max),
+            said(b.median)
         );
         Ok(())
     }

@@ -15,7 +15,9 @@ use crate::ui::Ui;
 /// Whoever has the key can sign images that read what yours sealed. Keep it off shared machines; `enclos sign` also
 /// takes signatures made elsewhere (`enclos sign --help`).
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  enclos keygen release-key.pem\n  enclos keygen release-key.pem --public release-key.pub.pem")]
+#[command(
+    after_help = "Examples:\n  enclos keygen release-key.pem\n  enclos keygen release-key.pem --public release-key.pub.pem"
+)]
 pub(crate) struct Args {
     /// Where the private key goes (PKCS #8 PEM); never overwritten
     file: PathBuf,

@@ -33,6 +33,12 @@ pub(crate) enum Error {
     Unpack(#[from] WriteError),
     #[error("{} is not a project: it has no enclos.toml; name the project's folder, or make one with `enclos new`", path.display())]
     NoProject { path: PathBuf },
+    #[error("{} is not there: build it with `enclos build`", path.display())]
+    NotBuilt { path: PathBuf },
+    #[error(
+        "the runtime did not tell what it refused: the program did not come to its end ({ended}); try a longer --patience, or arguments after --"
+    )]
+    NoReport { ended: String },
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("{} is not usable", path.display())]

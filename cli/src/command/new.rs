@@ -13,7 +13,9 @@ use crate::ui::Ui;
 /// The project depends on this version of enclos, which is unpacked into `.enclos/sdk` in it; everything else comes from
 /// crates.io.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  enclos new demo && cd demo && enclos run\n  enclos new demo --path ~/src/demo")]
+#[command(
+    after_help = "Examples:\n  enclos new demo && cd demo && enclos run\n  enclos new demo --path ~/src/demo"
+)]
 pub(crate) struct Args {
     /// Name of the project: letters, digits, `-` and `_`
     name: String,
@@ -26,7 +28,10 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     check_name(&args.name)?;
     let folder = args.path.clone().unwrap_or_else(|| PathBuf::from(&args.name));
     if folder.exists() && fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Error::Usage(format!("{} exists and is not empty: choose another --path", folder.display())));
+        return Err(Error::Usage(format!(
+            "{} exists and is not empty: choose another --path",
+            folder.display()
+        )));
     }
     let ident = args.name.replace('-', "_");
     let files = embedded::project(embedded::SCAFFOLD, &[("{{name}}", &args.name), ("{{ident}}", &ident)]);
@@ -53,7 +58,9 @@ fn check_name(name: &str) -> Result<(), Error> {
         )));
     }
     if name == "enclos" {
-        return Err(Error::Usage("a project called enclos would have crates of our names: choose another".into()));
+        return Err(Error::Usage(
+            "a project called enclos would have crates of our names: choose another".into(),
+        ));
     }
     Ok(())
 }

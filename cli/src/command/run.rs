@@ -77,9 +77,8 @@ fn run_host(manifest: &Path, built: &Built, platform: PlatformChoice, args: &Arg
     let mut command = Command::new(&program);
     command.args(&args.arguments).env("ENCLOS_IMAGE", &built.path);
     command.env("ENCLOS_PLATFORM", name_of(platform));
-    let status = command
-        .status()
-        .map_err(|source| Error::Spawn { program: program.display().to_string(), source })?;
+    let status =
+        command.status().map_err(|source| Error::Spawn { program: program.display().to_string(), source })?;
     Ok(exit_code(status))
 }
 
@@ -87,7 +86,6 @@ fn run_inside(built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> O
     ui.status("running", built.path.display());
     let enclave = Enclave::builder(built.path.as_path())
         .platform(platform)
-        .arg(built.image.manifest().name)
         .args(args.arguments.iter().map(String::as_str))
         .envs(std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))))
         .stdin(BufReader::new(io::stdin()))
