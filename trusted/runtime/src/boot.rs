@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use enclos::abi::{ABI_VERSION, AT_ENCLOS, FRAME_SIZE, StartInfo, exit, refusal};
+use enclos::abi::{ABI_VERSION, AT_ENCLOS, FRAME_SIZE, REPORT_VARIABLE, StartInfo, exit, refusal};
 use enclos::image::{INFO_MAGIC, ImageInfo, TrapSite};
 use enclos::manifest::{Manifest, items};
 
@@ -188,6 +188,9 @@ fn build_stack(
             }
             for entry in bytes.split(|b| *b == 0).filter(|e| e.contains(&b'=')) {
                 let name = name_of(entry);
+                if name == REPORT_VARIABLE.as_bytes() && manifest.stdio {
+                    crate::calls::want_report();
+                }
                 let allowed = items(manifest.env).any(|n| n.as_bytes() == name) && name != b"GLIBC_TUNABLES";
                 if allowed && !fixed(name) {
                     s.add(entry);

@@ -10,9 +10,10 @@ pub mod memory;
 pub mod threads;
 pub mod time;
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::fmt::Write as _;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use enclos::abi::counter;
+use enclos::abi::{REPORT_MAGIC, counter, hostcall};
 
 use crate::entry::Registers;
 use crate::host::Errno;
@@ -33,6 +34,58 @@ pub fn count(index: usize) {
 /// A counter's value.
 pub fn counter(index: usize) -> u64 {
     COUNTERS[index].load(Ordering::Relaxed)
+}
+
+static IS_REPORT_WANTED: AtomicBool = AtomicBool::new(false);
+
+/// The host wants to know at the end which calls were made and refused ([`enclos::abi::REPORT_VARIABLE`]). The caller
+/// has checked that the manifest lets output out.
+pub fn want_report() {
+    IS_REPORT_WANTED.store(true, Ordering::Relaxed);
+}
+
+/// Tells the host the counters, as a log record, if it asked for them.
+pub fn report(me: &mut Thread) {
+    if !IS_REPORT_WANTED.swap(false, Ordering::Relaxed) {
+        return;
+    }
+    let mut text = Line { bytes: [0; 2048], len: 0 };
+    let named = [
+        ("direct", counter::DIRECT_CALLS),
+        ("trapped", counter::TRAPPED_CALLS),
+        ("cpuid", counter::CPUIDS),
+        ("refused", counter::REFUSED_CALLS),
+    ];
+    let mut written = text.write_str(REPORT_MAGIC);
+    for (name, index) in named {
+        written = written.and_then(|()| write!(text, " {name}={}", counter(index)));
+    }
+    for number in 0..counter::COUNT - counter::REFUSED_BY_NUMBER {
+        let count = counter(counter::REFUSED_BY_NUMBER + number);
+        if count != 0 {
+            // A line that is full ends there; the total above tells that something is missing.
+            written = written.and_then(|()| write!(text, " {number}={count}"));
+        }
+    }
+    let _ = written;
+    crate::host::Frame::of(me).put(0, &text.bytes[..text.len]);
+    const DEBUG: u64 = 4;
+    crate::host::call_keeping(me, hostcall::LOG, DEBUG, text.len as u64, 0);
+}
+
+/// Text of a bounded length.
+struct Line {
+    bytes: [u8; 2048],
+    len: usize,
+}
+
+impl core::fmt::Write for Line {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        let room = self.bytes.get_mut(self.len..self.len + s.len()).ok_or(core::fmt::Error)?;
+        room.copy_from_slice(s.as_bytes());
+        self.len += s.len();
+        Ok(())
+    }
 }
 
 /// From `enclos_syscall`: the result for RAX.

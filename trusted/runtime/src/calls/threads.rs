@@ -75,6 +75,7 @@ pub fn kill(me: &mut Thread, r: &Registers, _target: u64, signal: u64) -> Outcom
 
 /// exit_group(2): the enclave has ended; other threads find out at their next entry or call.
 pub fn exit_group(me: &mut Thread, status: u64) -> ! {
+    super::report(me);
     crate::set_ended();
     me.set_state(state::FREE, false);
     // SAFETY: this thread is over.
