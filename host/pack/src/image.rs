@@ -13,6 +13,9 @@ use crate::{Counts, PAGE};
 /// File name extension of images.
 pub const EXTENSION: &str = "enclave";
 
+/// Longest manifest taken, in bytes.
+pub(crate) const MAX_MANIFEST: u64 = 1 << 20;
+
 /// XFRM of every image: x87, SSE and AVX state.
 pub const XFRM: u64 = 7;
 
@@ -22,6 +25,7 @@ pub struct Image {
     sgxs: Vec<u8>,
     stream: Stream,
     info: ImageInfo,
+    info_offset: u64,
     identity: Identity,
     manifest: Vec<u8>,
     pub(crate) sigstruct: Option<Box<Sigstruct>>,
@@ -64,13 +68,36 @@ pub struct Hints {
     pub app_code: u64,
     /// What became of the application's `syscall` and `cpuid` sites.
     pub sites: Counts,
+    /// Functions by offset, of debug images only: what a fault report's address means. Names are as the linker knows
+    /// them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub symbols: Vec<Symbol>,
+}
+
+/// A function in an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Symbol {
+    /// Offset of its first byte from the ELRANGE base.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its name.
+    pub name: String,
+}
+
+impl Hints {
+    /// The function that an offset from the ELRANGE base lies in. `None` in images that are no debug images.
+    pub fn symbol(&self, offset: u64) -> Option<&Symbol> {
+        let after = self.symbols.partition_point(|s| s.offset <= offset);
+        self.symbols[..after].iter().rev().take(8).find(|s| offset - s.offset < s.size)
+    }
 }
 
 impl Image {
     /// Takes a page stream written by this crate.
     pub(crate) fn new(sgxs: Vec<u8>, hints: Hints) -> Result<Self, ImageError> {
         let stream = Stream::parse(&sgxs)?;
-        let info = find_info(&stream).ok_or(ImageError::NoInfo)?;
+        let (info_offset, info) = find_info(&stream).ok_or(ImageError::NoInfo)?;
         let len = usize::try_from(info.manifest_len).unwrap_or(usize::MAX);
         let manifest = stream.read(info.manifest, len).ok_or(ImageError::NoInfo)?;
         let decoded = Manifest::decode(&manifest)?;
@@ -79,7 +106,7 @@ impl Image {
             security_version: decoded.security_version,
             debug: decoded.debug,
         };
-        Ok(Self { sgxs, stream, info, identity, manifest, sigstruct: None, hints })
+        Ok(Self { sgxs, stream, info, info_offset, identity, manifest, sigstruct: None, hints })
     }
 
     /// Reads an `.enclave` file. The signature is taken as it is: see [`Image::verify`](crate::Image::verify).
@@ -128,6 +155,11 @@ impl Image {
         &self.info
     }
 
+    /// Offset of the measured description.
+    pub(crate) fn info_offset(&self) -> u64 {
+        self.info_offset
+    }
+
     /// Product id, security version and debug flag, from the measured manifest.
     pub fn identity(&self) -> Identity {
         self.identity
@@ -150,7 +182,7 @@ impl Image {
 }
 
 /// Finds the image info as the runtime does: through the first thread's data page.
-fn find_info(stream: &Stream) -> Option<ImageInfo> {
+fn find_info(stream: &Stream) -> Option<(u64, ImageInfo)> {
     let tcs = stream.pages.iter().find(|p| p.is(PageType::Tcs))?;
     let data = tcs.offset.checked_sub(thread::TCS - thread::DATA)?;
     let seed: [u8; 24] = stream.read(data, 24)?.try_into().ok()?;
@@ -159,12 +191,12 @@ fn find_info(stream: &Stream) -> Option<ImageInfo> {
     let bytes: [u8; INFO_SIZE] = stream.read(info_offset, INFO_SIZE)?.try_into().ok()?;
     let info = decode_info(&bytes)?;
     let sound = info.enclave_size == stream.size
-        && info.manifest_len <= stream.size
+        && info.manifest_len <= MAX_MANIFEST
         && info.threads >= 1
         && info.app % PAGE == 0
         && info.app <= info.app_end
         && info.app_end <= info.thread_area;
-    sound.then_some(info)
+    sound.then_some((info_offset, info))
 }
 
 /// Why a file is not a usable image.

@@ -14,7 +14,7 @@ use sgx_isa::{PageType, SecinfoFlags};
 
 use crate::config::{Config, Profile};
 use crate::elf::{ElfError, Perm, Program};
-use crate::image::{Hints, Image, ImageError};
+use crate::image::{Hints, Image, ImageError, MAX_MANIFEST, Symbol};
 use crate::rewrite::{Plan, RewriteError, RuntimeEntries};
 use crate::{PAGE, sgxs};
 
@@ -46,6 +46,9 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
     let app_code = app.code_bytes();
     let plan = Plan::new(&app);
     let manifest = input.config.manifest()?;
+    if manifest.len() as u64 > MAX_MANIFEST {
+        return Err(PackError::Manifest(ManifestError::TooLarge));
+    }
     let threads = input.config.threads.get();
 
     let info_at = runtime.end();
@@ -108,8 +111,19 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
         runtime_code: runtime.code_bytes(),
         app_code,
         sites: plan.counts,
+        symbols: if input.config.debug { symbols(&runtime, &app, app_at) } else { Vec::new() },
     };
     Ok(Image::new(stream.finish(), hints)?)
+}
+
+/// The functions of both programs, by offset.
+fn symbols(runtime: &Program, app: &Program, app_at: u64) -> Vec<Symbol> {
+    let of = |program: &Program, base: u64| -> Vec<Symbol> {
+        let functions = program.symbols.iter().filter(|s| s.is_function && s.size != 0);
+        functions.map(|s| Symbol { offset: base + s.address, size: s.size, name: s.name.clone() }).collect()
+    };
+    // Both are sorted, and the application comes after the runtime.
+    [of(runtime, 0), of(app, app_at)].concat()
 }
 
 /// Where the application may begin: what its segments may ask to be aligned to.

@@ -189,9 +189,20 @@ impl Date {
         Self(bcd(year) << 16 | bcd(month) << 8 | bcd(day))
     }
 
+    /// As it stands in a SIGSTRUCT, whatever it is.
+    pub fn from_bcd(bcd: u32) -> Self {
+        Self(bcd)
+    }
+
     /// As it stands in a SIGSTRUCT: yyyymmdd in binary-coded decimal.
     pub fn to_bcd(self) -> u32 {
         self.0
+    }
+}
+
+impl std::fmt::Display for Date {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04x}-{:02x}-{:02x}", self.0 >> 16, self.0 >> 8 & 0xff, self.0 & 0xff)
     }
 }
 

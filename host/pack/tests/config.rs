@@ -1,0 +1,75 @@
+//! `enclos.toml`: defaults, every key, and errors that say where.
+
+use std::path::Path;
+
+use enclos_pack::{Config, ConfigError, PackError, PackInput, pack};
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("some/enclos.toml"))
+}
+
+#[test]
+fn only_the_name_is_required() {
+    let config = parse("name = 'small'").expect("sound");
+    assert_eq!(config, Config::new("small").expect("sound"));
+    assert_eq!((config.threads.get(), config.heap.get(), config.stack.get()), (8, 64 << 20, 1 << 20));
+    assert_eq!((config.debug, config.args, config.stdio, config.stdin), (false, true, true, false));
+}
+
+#[test]
+fn sizes() {
+    for (text, bytes) in [
+        ("'128 KiB'", 128 << 10),
+        ("'1MiB'", 1 << 20),
+        ("'2 GiB'", 2 << 30),
+        ("1000000", 1_003_520),
+        ("'131072'", 131_072),
+        ("'131072 B'", 131_072),
+    ] {
+        let config = parse(&format!("name = 'a'\nstack = '64 KiB'\nheap = {text}")).expect("sound");
+        assert_eq!(config.heap.get(), bytes, "{text}");
+    }
+}
+
+#[test]
+fn errors_name_line_and_cure() {
+    for (text, line, column, part) in [
+        ("", 1, 1, "missing field `name`"),
+        ("name = 'a'\nthread = 4", 2, 1, "unknown field `thread`"),
+        ("name = 'a'\nthreads = 0", 2, 11, "threads must be 1 to 1024"),
+        ("name = 'a'\n\nthreads = 5000", 3, 11, "threads must be 1 to 1024"),
+        ("name = 'a'\nheap = '64 MB'", 2, 8, "write a number and a unit, for example \"64 MiB\""),
+        ("name = 'a'\nheap = '18446744073709551615 GiB'", 2, 8, "is not a size"),
+        ("name = 'a'\nheap = -1", 2, 8, "-1 is not a size"),
+        ("name = 'a'\nheap = true", 2, 8, "expected a size such as \"64 MiB\""),
+        ("name = 'a'\nheap = 4096", 2, 8, "64 KiB to 64 GiB"),
+        ("name = 'a'\nstack = '60 MiB'", 2, 1, "must not take more than half of the heap (64 MiB)"),
+        ("name = ''", 1, 8, "a name has 1 to 128 bytes"),
+        ("name = \"a\\nb\"", 1, 8, "no control characters"),
+        ("name = 'a'\nenv = ['OK', 'A=B']", 2, 7, "cannot be the name of an environment variable"),
+        ("name = 'a'\n[fixed-env]\nA = \"1\\n2\"", 3, 5, "spans lines"),
+        ("name = 'a'\nproduct-id = 70000", 2, 14, "expected u16"),
+        ("name = 'a'\nprofile = 'tdx'", 2, 11, "unknown variant `tdx`"),
+        ("name = 'a'\n[build]\ncrates = 'x'", 3, 1, "unknown field `crates`"),
+        ("name = 'a'\nname = 'b'", 2, 1, "duplicate key"),
+        ("name 'a'", 1, 6, "="),
+    ] {
+        match parse(text) {
+            Err(ConfigError::Invalid { line: l, column: c, message, path }) => {
+                assert!(message.contains(part), "{text:?}: {message}");
+                assert_eq!((l, c), (line, column), "{text:?}: {message}");
+                assert_eq!(path, Path::new("some/enclos.toml"));
+            }
+            other => panic!("{text:?}: {other:?}"),
+        }
+    }
+    let missing = Config::load(Path::new("/nonexistent/enclos.toml"));
+    assert!(matches!(missing, Err(ConfigError::Read { .. })));
+}
+
+#[test]
+fn a_profile_that_the_runtime_lacks_is_refused() {
+    let config = parse("name = 'a'\nprofile = 'sgx2'").expect("sound");
+    let packed = pack(&PackInput { runtime: enclos_pack::runtime(), app: &[], config: &config });
+    assert!(matches!(packed, Err(PackError::Profile)), "{packed:?}");
+}
