@@ -1,6 +1,7 @@
 //! Calls into the enclave.
 
-use std::cell::RefCell;
+use std::cell::Cell;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,30 +86,36 @@ const REPLY_BYTES: usize = 64 * 1024;
 const KEPT_BYTES: usize = 1 << 20;
 
 thread_local! {
-    /// More than one only where calls nest.
-    static KEPT: RefCell<Vec<Buffers>> = const { RefCell::new(Vec::new()) };
+    /// Empty while they are in use: a call that nests makes its own.
+    static KEPT: Cell<Option<Box<Buffers>>> = const { Cell::new(None) };
 }
 
 /// Buffers in use; they go back to the thread when dropped.
-pub(crate) struct Taken(Buffers);
+pub(crate) struct Taken(ManuallyDrop<Box<Buffers>>);
 
 impl Buffers {
     #[inline]
     pub(crate) fn take() -> Taken {
-        let kept = KEPT.with_borrow_mut(Vec::pop);
-        Taken(kept.unwrap_or_else(|| Self { request: Vec::with_capacity(4096), reply: vec![0; REPLY_BYTES] }))
+        Taken(ManuallyDrop::new(KEPT.take().unwrap_or_else(Self::boxed)))
+    }
+
+    #[cold]
+    fn boxed() -> Box<Self> {
+        Box::new(Self { request: Vec::with_capacity(4096), reply: vec![0; REPLY_BYTES] })
     }
 }
 
 impl std::ops::Deref for Taken {
     type Target = Buffers;
 
+    #[inline]
     fn deref(&self) -> &Buffers {
         &self.0
     }
 }
 
 impl std::ops::DerefMut for Taken {
+    #[inline]
     fn deref_mut(&mut self) -> &mut Buffers {
         &mut self.0
     }
@@ -117,10 +124,11 @@ impl std::ops::DerefMut for Taken {
 impl Drop for Taken {
     #[inline]
     fn drop(&mut self) {
-        let buffers = std::mem::take(&mut self.0);
+        // SAFETY: taken once, here; nothing uses the field afterwards.
+        let buffers = unsafe { ManuallyDrop::take(&mut self.0) };
         if buffers.request.capacity() <= KEPT_BYTES && buffers.reply.len() <= KEPT_BYTES {
             // When the thread is ending, the buffers just go.
-            let _ = KEPT.try_with(|kept| kept.borrow_mut().push(buffers));
+            let _ = KEPT.try_with(|kept| kept.set(Some(buffers)));
         }
     }
 }

@@ -474,7 +474,7 @@ pub(crate) struct Slot {
     /// A service's reply that did not fit.
     pub(crate) stash: UnsafeCell<Vec<u8>>,
     /// The range of untrusted memory that the last service call used.
-    pub(crate) service_range: Cell<(u64, u64)>,
+    pub(crate) service_range: Cell<((u64, u64), u64)>,
 }
 
 // SAFETY: the cells are used only by the thread that owns the slot: see the type's text. Ownership changes hands by
@@ -633,7 +633,8 @@ impl Shared {
         }
         let slot = &self.slots[index];
         let outer = slot.inside.load(Ordering::Relaxed);
-        slot.inside.store(entry::thread_id(), Ordering::SeqCst);
+        // No fence with the check for the end that follows: eviction looks again for a while.
+        slot.inside.store(entry::thread_id(), Ordering::Relaxed);
         let outcome = self.drive_slot(index, slot, &mut registers);
         slot.inside.store(outer, Ordering::Relaxed);
         outcome
@@ -737,10 +738,8 @@ impl Shared {
         self.parking.notify_all();
         drop(self.end_seen.0.lock().unwrap_or_else(PoisonError::into_inner));
         self.end_seen.1.notify_all();
-        if self.slots.iter().any(|s| s.inside.load(Ordering::SeqCst) != 0) {
-            let this: Weak<dyn Evict> = self.this.clone();
-            entry::evict(this);
-        }
+        let this: Weak<dyn Evict> = self.this.clone();
+        entry::evict(this);
     }
 
     pub(crate) fn ended_failure(&self) -> Failure {

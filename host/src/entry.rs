@@ -164,7 +164,8 @@ pub(crate) trait Evict: Send + Sync {
     fn threads_inside(&self) -> Vec<i32>;
 }
 
-/// Takes all threads out of an enclave that has ended: in the background, until none is left.
+/// Takes all threads out of an enclave that has ended: in the background, until none is seen any more several times in
+/// a row. A thread that was about to enter when the enclave ended shows only then.
 pub(crate) fn evict(enclave: Weak<dyn Evict>) {
     watchdog().evict(enclave);
 }
@@ -278,7 +279,8 @@ struct Watched {
     /// By number: when to signal next, and whom.
     deadlines: BTreeMap<u64, (u64, i32)>,
     next_number: u64,
-    ended: Vec<Weak<dyn Evict>>,
+    /// With how often none of its threads was seen in a row.
+    ended: Vec<(Weak<dyn Evict>, u32)>,
     /// When the thread wakes by itself.
     wakes_at: u64,
 }
@@ -318,7 +320,7 @@ impl Watchdog {
 
     fn evict(&self, enclave: Weak<dyn Evict>) {
         install();
-        self.lock().ended.push(enclave);
+        self.lock().ended.push((enclave, 0));
         self.changed.notify_one();
     }
 
@@ -335,10 +337,12 @@ impl Watchdog {
                 }
                 next = next.min(*at);
             }
-            state.ended.retain(|enclave| {
-                let threads = enclave.upgrade().map(|e| e.threads_inside()).unwrap_or_default();
+            state.ended.retain_mut(|(enclave, empty)| {
+                let Some(enclave) = enclave.upgrade() else { return false };
+                let threads = enclave.threads_inside();
                 threads.iter().for_each(|tid| signal(*tid));
-                !threads.is_empty()
+                *empty = if threads.is_empty() { *empty + 1 } else { 0 };
+                *empty < 4
             });
             if !state.ended.is_empty() {
                 next = next.min(now + 5 * REPEAT_NS);

@@ -13,7 +13,7 @@ use enclos::contract::{Full, Reply, Sink};
 
 use crate::enclave::{LogLevel, Shared, Slot};
 use crate::entry;
-use crate::memory::holds;
+use crate::memory::{copy, holds};
 use crate::threads::{Woken, futex_wait, futex_wake};
 
 impl Shared {
@@ -72,10 +72,12 @@ impl Shared {
             return Err(libc::EMSGSIZE);
         }
         let reply_at = len.next_multiple_of(abi::REPLY_ALIGN);
-        // The range is mostly that of the call before. Memory that was freed since would be a fault of the enclave's
-        // library, which frees at the end of a thread only.
-        if !holds(slot.service_range.get(), at, reply_at + capacity) {
-            slot.service_range.set(self.memory.piece(at, reply_at + capacity).ok_or(libc::EFAULT)?);
+        // The range is mostly within that of the call before.
+        let (piece, generation) = slot.service_range.get();
+        if generation != self.memory.generation() || !holds(piece, at, reply_at + capacity) {
+            let generation = self.memory.generation();
+            let piece = self.memory.piece(at, reply_at + capacity).ok_or(libc::EFAULT)?;
+            slot.service_range.set((piece, generation));
         }
         // SAFETY: the range lies in memory given to the enclave (just checked); the thread that wrote the request waits
         // for the reply, and request and reply do not overlap.
@@ -230,7 +232,7 @@ impl Sink for MemorySink {
             return Err(Full);
         }
         // SAFETY: within the capacity, which was checked against the memory given to the enclave.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(offset), bytes.len()) };
+        unsafe { copy(bytes.as_ptr(), self.at.add(offset), bytes.len()) };
         Ok(())
     }
 

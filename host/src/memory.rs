@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use enclos::abi::{self, FaultReport};
@@ -50,6 +51,8 @@ pub(crate) struct UntrustedMemory {
     frames: Mapping,
     allocated: Mutex<Allocations>,
     limit: u64,
+    /// Changes whenever memory is freed, so that what was found before is looked up again.
+    generation: AtomicU64,
 }
 
 #[derive(Default)]
@@ -60,7 +63,7 @@ struct Allocations {
 
 impl UntrustedMemory {
     pub(crate) fn new(frames: Mapping, limit: u64) -> Self {
-        Self { frames, allocated: Mutex::default(), limit }
+        Self { frames, allocated: Mutex::default(), limit, generation: AtomicU64::new(0) }
     }
 
     /// Allocates for the enclave; the error is a Linux error number.
@@ -79,7 +82,14 @@ impl UntrustedMemory {
         let mut allocated = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
         let mapping = allocated.by_address.remove(&address).ok_or(libc::EINVAL)?;
         allocated.bytes -= mapping.len as u64;
+        self.generation.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// As long as this is the same, pieces found before still exist.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// The piece of this memory that holds the whole range: start and length.
@@ -109,6 +119,21 @@ impl UntrustedMemory {
         };
         let text = String::from_utf8_lossy(text).into_owned();
         End::Faulted { vector: report.vector, thread: report.thread, text }
+    }
+}
+
+/// Copies in pieces: see [`abi::COPY_BYTES`].
+///
+/// # Safety
+/// As [`std::ptr::copy_nonoverlapping`].
+#[inline]
+pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(abi::COPY_BYTES);
+        // SAFETY: within the caller's ranges.
+        unsafe { std::ptr::copy_nonoverlapping(from.add(done), to.add(done), part) };
+        done += part;
     }
 }
 

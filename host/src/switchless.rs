@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::call::{Buffers, EnclaveTransport};
 use crate::enclave::Shared;
 use crate::entry;
-use crate::memory::Mapping;
+use crate::memory::{Mapping, copy};
 use crate::threads::{futex_wait, futex_wake};
 
 /// How often a client looks for its reply before it tries to withdraw the request: some tens of microseconds.
@@ -144,7 +144,7 @@ impl SwitchlessEnclave {
             return Err(Failure::BadReply { callee: Party::Enclave, what: "it is longer than its buffer" });
         }
         // SAFETY: the worker is done with the slot; both lengths were checked.
-        unsafe { std::ptr::copy_nonoverlapping(slot.payload(), buffers.reply.as_mut_ptr(), len) };
+        unsafe { copy(slot.payload(), buffers.reply.as_mut_ptr(), len) };
         slot.state.store(state::FREE, Ordering::Release);
         Ok((u64::from(status), len))
     }

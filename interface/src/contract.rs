@@ -474,7 +474,8 @@ impl postcard::ser_flavors::Flavor for Growing<'_> {
 
     #[inline]
     fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(data);
+        self.0.reserve(data.len());
+        data.chunks(abi::COPY_BYTES).for_each(|part| self.0.extend_from_slice(part));
         Ok(())
     }
 

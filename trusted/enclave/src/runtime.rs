@@ -104,7 +104,7 @@ impl Untrusted {
         // SAFETY: the source is outside the enclave and the target inside, so they do not overlap; the target has the
         // capacity. What the host does to the source meanwhile changes which bytes arrive, nothing else.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.address as *const u8, to.as_mut_ptr().add(filled), self.len);
+            copy(self.address as *const u8, to.as_mut_ptr().add(filled), self.len);
             to.set_len(filled + self.len);
         }
         Ok(())
@@ -119,10 +119,24 @@ impl Untrusted {
         }
         // SAFETY: the target is within the claimed range, outside the enclave; the source is a slice of ours.
         unsafe {
-            let to = (self.address as *mut u8).add(offset);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+            copy(bytes.as_ptr(), (self.address as *mut u8).add(offset), bytes.len());
         }
         true
+    }
+}
+
+/// Copies in pieces: see [`abi::COPY_BYTES`].
+///
+/// # Safety
+/// As [`std::ptr::copy_nonoverlapping`].
+#[inline]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(abi::COPY_BYTES);
+        // SAFETY: within the caller's ranges.
+        unsafe { std::ptr::copy_nonoverlapping(from.add(done), to.add(done), part) };
+        done += part;
     }
 }
 

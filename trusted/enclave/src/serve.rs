@@ -4,7 +4,7 @@
 //! into the host's buffer and never read back.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
@@ -251,15 +251,15 @@ impl Sink for UntrustedSink {
 const KEPT_BYTES: usize = 256 * 1024;
 
 thread_local! {
-    /// Request buffers between calls; more than one only where calls nest.
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// A request's buffer between calls; a call that nests makes its own.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     /// The reply that did not fit.
     static STASH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 #[inline]
 pub(crate) fn take_buffer() -> Vec<u8> {
-    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default()
+    BUFFER.take()
 }
 
 #[inline]
@@ -267,6 +267,6 @@ pub(crate) fn keep_buffer(mut buffer: Vec<u8>) {
     if buffer.capacity() <= KEPT_BYTES {
         buffer.clear();
         // When the thread is ending, the buffer just goes.
-        let _ = BUFFERS.try_with(|kept| kept.borrow_mut().push(buffer));
+        let _ = BUFFER.try_with(|kept| kept.set(buffer));
     }
 }
