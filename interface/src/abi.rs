@@ -362,8 +362,11 @@ pub mod thread {
     pub const EXCEPTION_STACK_END: u64 = 22 * PAGE_SIZE;
     /// The thread data page: GS base while inside. Measured; the packer writes [`super::ThreadSeed`] at its start.
     pub const DATA: u64 = 23 * PAGE_SIZE;
-    /// FS base at entry, within the data page (the application's thread pointer is set by the application).
-    pub const INITIAL_FS: u64 = DATA + 0x800;
+    /// FS base at entry: page-aligned, as EENTER wants it (SDM vol. 3D, EENTER). The runtime does not use it; it sets
+    /// the application's.
+    pub const INITIAL_FS: u64 = DATA;
+    /// FS base when the application starts: the zero end of the data page, until the application sets its own.
+    pub const APPLICATION_FS: u64 = DATA + 0x800;
     /// The TCS.
     pub const TCS: u64 = 24 * PAGE_SIZE;
     /// First SSA frame.

@@ -97,6 +97,9 @@ pub trait Initialized: Send + Sync {
     fn prepare_thread(&self) -> Result<(), PlatformError>;
     /// Tells the platform where ENCLU instructions stand that are followed by a two-byte NOP (66 90), as offsets.
     /// The emulator replaces them *in its loaded copy* by jumps; offsets whose bytes differ are ignored.
+    ///
+    /// Who gives such hints also says that the enclave's entry code sets the FS base before anything uses it, as the
+    /// Enclos runtime does: the emulator then spares itself the writing of OFSBASE at EENTER.
     fn hint_enclu_sites(&self, offsets: &[u64]);
 }
 

@@ -7,6 +7,7 @@
 //!
 //! **It protects nothing**: enclave pages are ordinary memory of this process, and the secrets lie in a file.
 
+mod adopt;
 pub mod enclave;
 pub mod keys;
 #[cfg(feature = "sgxs")]

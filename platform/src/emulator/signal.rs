@@ -344,7 +344,7 @@ pub(super) unsafe extern "C" fn handle(
     }
     if signal == libc::SIGILL && enclu_at(rip) {
         // The first ENCLU of a thread that did not come through this crate: give it a context and let it try again.
-        if thread::thread_context().is_ok() {
+        if super::adopt::on_return(frame) {
             return;
         }
     }
@@ -394,7 +394,10 @@ fn enclu_outside(
             g[libc::REG_RIP as usize] = s.entry as i64;
             g[libc::REG_RAX as usize] = i64::from(s.cssa);
             g[libc::REG_RCX as usize] = rip as i64 + 3;
-            (bases.fs, bases.gs) = (s.fs, s.gs);
+            if s.fs != 0 {
+                bases.fs = s.fs;
+            }
+            bases.gs = s.gs;
         } else {
             resume_into(s, frame, bases);
         }

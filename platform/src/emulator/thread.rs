@@ -101,7 +101,8 @@ pub(super) struct EnclaveThreads {
     /// One word a page of ELRANGE: the `TcsState` whose GS base lies at that page's start, if only one has it.
     tcs_by_gs: PageTable,
     gate: bool,
-    states: Vec<Box<TcsState>>,
+    /// Never moved: their addresses are in the tables.
+    states: Box<[TcsState]>,
 }
 
 /// State of a TCS. Fields before `enclave` have fixed offsets: see `transitions`.
@@ -114,7 +115,7 @@ pub(super) struct TcsState {
     pub(super) context: u64,
     /// Linear address of the entry point.
     pub(super) entry: u64,
-    /// FS base at EENTER.
+    /// FS base at EENTER; 0: left as it is, because the enclave's entry code is known to set it.
     pub(super) fs: u64,
     pub(super) gs: u64,
     pub(super) aep: u64,
@@ -134,6 +135,8 @@ pub(super) struct TcsState {
     nssa: u32,
     usable_frames: u32,
     debug_opt_in: bool,
+    /// OSSA, OFSBASE and OGSBASE are page-aligned.
+    aligned: bool,
     counts: [AtomicU64; 3],
 }
 
@@ -202,13 +205,13 @@ impl EnclaveThreads {
             tcs_by_page,
             tcs_by_gs,
             gate: false,
-            states: Vec::new(),
+            states: Box::default(),
         });
         let address: *const Self = Arc::as_ptr(&enclave);
-        let states =
-            d.tcs.iter().map(|t| Box::new(TcsState::new(address, d.base, d.xfrm, t))).collect::<Vec<_>>();
+        let states: Box<[TcsState]> =
+            d.tcs.iter().map(|t| TcsState::new(address, d.base, d.xfrm, t)).collect();
         for (state, t) in states.iter().zip(&d.tcs) {
-            let word = core::ptr::from_ref::<TcsState>(state) as u64;
+            let word = core::ptr::from_ref(state) as u64;
             enclave.tcs_by_page.set(t.address - d.base, word);
             // Two TCSs with one GS base cannot be told apart by it: neither gets the fast way.
             let same = d.tcs.iter().filter(|o| o.ogsbase == t.ogsbase).count();
@@ -248,6 +251,7 @@ impl EnclaveThreads {
         if !self.gate {
             return;
         }
+        let mut patched = false;
         for &offset in offsets {
             // Both bytes' pages are made writable, so the site must not reach into a third page's permissions.
             if offset > self.size - 5 || offset % PAGE > PAGE - 5 {
@@ -274,6 +278,11 @@ impl EnclaveThreads {
                 core::ptr::copy_nonoverlapping(jump.as_ptr(), site as *mut u8, 5);
                 libc::mprotect(page, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC);
             }
+            patched = true;
+        }
+        for state in self.states.iter().filter(|_| patched) {
+            // SAFETY: a state of ours; no thread is inside yet, and this field is read at entries only.
+            unsafe { (&raw const state.fs).cast_mut().write(0) };
         }
     }
 
@@ -378,7 +387,7 @@ pub(super) fn enter_state(
     aep: u64,
 ) -> Result<*mut TcsState, Fault> {
     let gp = Err(Fault::GeneralProtection);
-    if tcs % PAGE != 0 || !canonical(aep) {
+    if !tcs.is_multiple_of(PAGE) || !canonical(aep) {
         return gp;
     }
     let Some(enclave) = context.enclave_of(tcs) else { return Err(Fault::Page(tcs)) };
@@ -387,7 +396,7 @@ pub(super) fn enter_state(
         return Err(Fault::Page(tcs));
     }
     let state = word as *mut TcsState;
-    // SAFETY: the word is the address of one of the enclave's boxed states; they live as long as the enclave. Only the
+    // SAFETY: the word is the address of one of the enclave's states; they live as long as the enclave. Only the
     // atomic is touched until the TCS is ours.
     let busy = unsafe { &(*state).busy };
     // One thread may not be inside twice; hardware cannot even express it.
@@ -444,6 +453,7 @@ impl TcsState {
             nssa: t.nssa,
             usable_frames: t.usable_frames,
             debug_opt_in: t.debug_opt_in,
+            aligned: (t.ossa | t.ofsbase | t.ogsbase).is_multiple_of(PAGE),
             counts: [const { AtomicU64::new(0) }; 3],
         }
     }
@@ -477,7 +487,12 @@ impl TcsState {
 
     /// EENTER: a free SSA frame must be there, and it receives URSP and URBP.
     fn check_enter(&mut self, enclave: &EnclaveThreads, rsp: u64, rbp: u64) -> Result<(), Fault> {
-        if self.cssa >= self.nssa || !canonical(self.entry) || !canonical(self.fs) || !canonical(self.gs) {
+        if !self.aligned
+            || self.cssa >= self.nssa
+            || !canonical(self.entry)
+            || !canonical(self.fs)
+            || !canonical(self.gs)
+        {
             return Err(Fault::GeneralProtection);
         }
         if self.cssa >= self.usable_frames {

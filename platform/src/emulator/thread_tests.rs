@@ -119,6 +119,10 @@ impl Leaves for NoLeaves {
 }
 
 fn enclave(fast: bool) -> (Arc<EnclaveThreads>, u64) {
+    enclave_with(fast, |_| ())
+}
+
+fn enclave_with(fast: bool, change: impl Fn(&mut TcsDescription)) -> (Arc<EnclaveThreads>, u64) {
     // SAFETY: new mappings; code and tables lie within them.
     unsafe {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -132,22 +136,24 @@ fn enclave(fast: bool) -> (Arc<EnclaveThreads>, u64) {
         core::ptr::copy_nonoverlapping(code, (base + CODE) as *mut u8, len);
         libc::mprotect((base + CODE) as *mut _, 0x1000, libc::PROT_READ | libc::PROT_EXEC);
         let site = (&raw const enclos_test_enclave_fast).offset_from_unsigned(code) as u64;
+        let mut tcs = TcsDescription {
+            address: base + TCS,
+            ossa: SSA,
+            nssa: 2,
+            usable_frames: 2,
+            oentry: CODE,
+            ofsbase: 0x7000,
+            ogsbase: DATA,
+            debug_opt_in: false,
+        };
+        change(&mut tcs);
         let threads = EnclaveThreads::register(EnclaveDescription {
             base,
             size: SIZE,
             xfrm: 7,
             exinfo: true,
             ssa_frame_bytes: 4096,
-            tcs: vec![TcsDescription {
-                address: base + TCS,
-                ossa: SSA,
-                nssa: 2,
-                usable_frames: 2,
-                oentry: CODE,
-                ofsbase: 0x7000,
-                ogsbase: DATA,
-                debug_opt_in: false,
-            }],
+            tcs: vec![tcs],
             gate: true,
             leaves: Box::new(NoLeaves),
         })
@@ -281,4 +287,20 @@ fn signals_while_inside_are_harmless() {
     assert!(t.aex > 100 && t.aex == t.eresume, "{t:?}");
     assert!(SEEN.with(|s| s.load(Ordering::Relaxed)) >= t.aex);
     assert_eq!(INSIDE.load(Ordering::Relaxed), 0, "a handler saw an address of the enclave");
+}
+
+/// SDM vol. 3D, EENTER: OSSA, OFSBASE and OGSBASE must be page-aligned, else #GP(0); a busy TCS and one whose SSA
+/// frames are used up likewise; SSA frames that are not there are #PF.
+#[test]
+fn eenter_checks_the_tcs() {
+    let changes: [fn(&mut TcsDescription); 4] =
+        [|t| t.ofsbase += 8, |t| t.ogsbase += 0x800, |t| t.ossa += 16, |t| t.nssa = 0];
+    for change in changes {
+        let (_e, base) = enclave_with(true, change);
+        let (run, _) = enter(base, EENTER, NOP, 0);
+        assert_eq!((run.function, run.exception_vector), (EENTER, 13));
+    }
+    let (_e, base) = enclave_with(true, |t| t.usable_frames = 0);
+    let (run, _) = enter(base, EENTER, NOP, 0);
+    assert_eq!((run.function, run.exception_vector), (EENTER, 14));
 }

@@ -147,11 +147,17 @@ enclos_emu_enter:
     mov rax, [rbp + 16]
     mov rbx, [rax]
     lea rcx, [rip + enclos_emu_after]
+    # Writing a base takes 14 ns on some CPUs, reading one 1 ns: only what must change is written.
     mov r11, [r10 + 32]
+    test r11, r11
+    jz 6f
     wrfsbase r11
-    mov r11, [r10 + 40]
+6:  mov r11, [r10 + 40]
+    rdgsbase rax
+    cmp rax, r11
+    je 7f
     wrgsbase r11
-    mov r11, [r10 + 24]
+7:  mov r11, [r10 + 24]
     mov eax, [r10 + 60]
     jmp r11
 
@@ -237,13 +243,17 @@ enclos_emu_resume:
     iretq
 enclos_emu_resume_end:
 
-    # rcx = TcsState. Order: bases first, then the thread is outside, then the TCS is free for others.
+    # rcx = TcsState. Order: bases first, then the thread is outside, then the TCS is free for others. A thread whose GS
+    # base was 0 does not use it (nothing in a Linux process does by itself): it keeps the enclave's, and the next
+    # entry need not write it.
 enclos_emu_eexit:
     mov rax, [rcx]
     wrfsbase rax
     mov rax, [rcx + 8]
+    test rax, rax
+    jz 6f
     wrgsbase rax
-    mov rax, [rcx + 16]
+6:  mov rax, [rcx + 16]
     mov byte ptr [rax + 16], 0
     mov qword ptr [rax + 24], 0
     mov rax, [rcx + 48]

@@ -4,6 +4,9 @@
 //! the state that the compiler relies on (direction flag, alignment-check flag, MXCSR, x87 control and tags) is set
 //! before any compiled code runs. On every exit all registers are cleared but those the protocol names.
 //!
+//! Nothing here relies on the FS base that EENTER sets: it is the application's thread pointer, and every way into the
+//! application sets it.
+//!
 //! A thread that leaves for a host call, or parks, saves its callee-saved registers on its stack and the stack pointer
 //! in its thread data (`enclos_switch`); the entry that answers it continues there.
 
@@ -414,6 +417,9 @@ enclos_switch_keeping:
     ret
 
 enclos_start_application:
+    rdgsbase rax
+    add rax, {application_fs_from_data}
+    wrfsbase rax
     mov rsp, rdi
     mov rcx, rsi
     xor eax, eax
@@ -643,6 +649,7 @@ enclos_ready: .long 0
     stack_top = const offset_of!(Thread, stack_top),
     stack_from_data = const region::STACK_END as i64 - region::DATA as i64,
     exception_stack_from_data = const region::EXCEPTION_STACK_END as i64 - region::DATA as i64,
+    application_fs_from_data = const region::APPLICATION_FS - region::DATA,
     state_free = const state::FREE,
     state_running = const state::RUNNING,
     state_host_call = const state::HOST_CALL,

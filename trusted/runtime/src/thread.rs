@@ -57,7 +57,7 @@ pub struct Thread {
     pub futex_woken: AtomicBool,
 }
 
-const _: () = assert!(size_of::<Thread>() <= (region::INITIAL_FS - region::DATA) as usize);
+const _: () = assert!(size_of::<Thread>() <= (region::APPLICATION_FS - region::DATA) as usize);
 
 /// Threads the image has; set at start.
 static COUNT: AtomicU32 = AtomicU32::new(0);
