@@ -48,6 +48,9 @@ enum Command {
     Rotate {
         /// Its name
         name: String,
+        /// How often; each time is stored before it is reported
+        #[arg(long, default_value_t = 1)]
+        times: u32,
     },
     /// All of it on the example .env, and a restart in between (the default)
     Demo,
@@ -82,9 +85,11 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
             println!("{}", vault.fetch(name)?);
             Ok(())
         }),
-        Command::Rotate { name } => with_vault(cli, |vault| {
-            let entry = vault.rotate(name)?;
-            println!("{} is now at version {}", entry.name, entry.version);
+        Command::Rotate { name, times } => with_vault(cli, |vault| {
+            for _ in 0..*times {
+                let entry = vault.rotate(name)?;
+                println!("{} is now at version {}", entry.name, entry.version);
+            }
             Ok(())
         }),
     }
