@@ -231,6 +231,22 @@ fn keys_are_private_and_never_overwritten() {
 }
 
 #[test]
+fn keys_are_of_the_one_kind_that_sgx_takes() {
+    use rsa::pkcs8::{EncodePrivateKey as _, LineEnding};
+    let made = SigningKey::generate().expect("makes a key");
+    let again = SigningKey::from_pem(&made.to_pem().expect("encodes")).expect("3072 bits, exponent 3");
+    assert_eq!(made.public(), again.public());
+    assert_ne!(made.public().mrsigner(), key().public().mrsigner());
+    let other = |bits, exponent: u32| {
+        let key = rsa::PrivateKey::new_with_exp(&mut getrandom::SysRng, bits, exponent.into())
+            .expect("makes a key");
+        SigningKey::from_pem(&key.to_pkcs8_pem(LineEnding::LF).expect("encodes")).map(|_| ())
+    };
+    assert!(matches!(other(2048, 3), Err(SignError::KeySize { bits: 2048 })));
+    assert!(matches!(other(3072, 65537), Err(SignError::Exponent)));
+}
+
+#[test]
 fn damaged_files_give_errors() {
     let mut image = image(&small());
     image.sign(&key(), Date::from_unix(0)).expect("signs");

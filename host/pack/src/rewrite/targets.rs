@@ -223,7 +223,7 @@ impl Analysis {
             let CieOrFde::Fde(partial) = entry else { continue };
             let fde = partial.parse(EhFrame::cie_from_offset)?;
             // The entry of a signal trampoline begins one byte early, so that unwinders find it from a return address.
-            let start = fde.initial_address() + u64::from(fde.is_signal_trampoline());
+            let start = fde.initial_address().wrapping_add(u64::from(fde.is_signal_trampoline()));
             let end = fde.initial_address().saturating_add(fde.len());
             let known = functions.entry(start).or_default();
             *known = (*known).max(end);
