@@ -41,6 +41,9 @@ pub enum EvaluationError {
         /// Why.
         reason: String,
     },
+    /// A claim of the service would get another value.
+    #[error("the policy issues claim {0:?}, which only the service makes; issue it under another name")]
+    Reserved(String),
 }
 
 pub(super) fn configure(rules: &[Rule], incoming: &[Claim]) -> Result<Vec<Claim>, EvaluationError> {

@@ -1,0 +1,282 @@
+//! The claims evidence yields, named as Azure Attestation names them.
+//!
+//! [`Claims::incoming`] is what policies see, with the deprecated names; [`Claims::token`] is what the token carries
+//! whatever the policy issues besides.
+
+use enclos_verifier::{
+    Hex, Tee,
+    quote::{Body, EnclaveReport, Quote, TdReport},
+    {SnpReport, SnpTcb},
+};
+use serde_json::{Map, Value as Json, json};
+
+use crate::{
+    jws::base64url,
+    policy::{Claim, Value},
+};
+
+/// Claims of one piece of evidence.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Claims {
+    /// For the policy.
+    pub(crate) incoming: Vec<Claim>,
+    /// For the token.
+    pub(crate) token: Map<String, Json>,
+}
+
+/// Data that the attester bound into its evidence, after the binding was checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum BoundData {
+    /// Bytes without meaning to the service.
+    Binary(Vec<u8>),
+    /// A JSON object.
+    Json(Map<String, Json>),
+}
+
+impl Claims {
+    fn put(&mut self, name: &str, value: impl Into<Value>) {
+        let value = value.into();
+        self.token.insert(name.into(), to_json(&value));
+        self.hint(name, value);
+    }
+
+    /// For policies only.
+    fn hint(&mut self, name: &str, value: impl Into<Value>) {
+        self.incoming.push(Claim::of_service(name, value));
+    }
+
+    fn put_json(&mut self, name: &str, value: Json) {
+        self.hint(name, value.to_string());
+        self.token.insert(name.into(), value);
+    }
+
+    /// Claims every kind of evidence has.
+    pub(crate) fn common(&mut self, attestation_type: &str, policy_hash: &str, policy_signer: Option<Json>) {
+        self.put("x-ms-ver", "1.0");
+        self.put("x-ms-attestation-type", attestation_type);
+        self.put("x-ms-policy-hash", policy_hash);
+        for (name, value) in [
+            ("ver", "1.0"),
+            ("tee", attestation_type),
+            ("$tee", attestation_type),
+            ("maa-policyHash", policy_hash),
+            ("policy_hash", policy_hash),
+        ] {
+            self.hint(name, value);
+        }
+        if let Some(signer) = policy_signer {
+            self.hint("policy_signer", signer.to_string());
+            self.put_json("x-ms-policy-signer", signer);
+        }
+    }
+
+    /// Claims of an SGX quote; `collateral` are names and hashes of what it was judged by.
+    pub(crate) fn sgx(
+        &mut self,
+        report: &EnclaveReport<'_>,
+        collateral: &Map<String, Json>,
+        baseline: Option<&str>,
+    ) {
+        let mr_enclave = hex::encode(report.mr_enclave());
+        let mr_signer = hex::encode(report.mr_signer());
+        let product_id = i64::from(report.isv_prod_id());
+        let svn = i64::from(report.isv_svn());
+        self.put("x-ms-sgx-is-debuggable", report.is_debug());
+        self.put("x-ms-sgx-mrenclave", mr_enclave.as_str());
+        self.put("x-ms-sgx-mrsigner", mr_signer.as_str());
+        self.put("x-ms-sgx-product-id", product_id);
+        self.put("x-ms-sgx-svn", svn);
+        self.put("x-ms-sgx-report-data", hex::encode(report.report_data()));
+        // SDM vol. 3D, table 38-21: ISVEXTPRODID at 32, ISVFAMILYID at 304.
+        self.put("x-ms-sgx-config-id", hex::encode(report.config_id()));
+        self.put("x-ms-sgx-config-svn", i64::from(report.config_svn()));
+        self.put("x-ms-sgx-isv-extended-product-id", hex::encode(&report.0[32..48]));
+        self.put("x-ms-sgx-isv-family-id", hex::encode(&report.0[304..320]));
+        if let Some(baseline) = baseline {
+            self.put("x-ms-sgx-tcbidentifier", baseline);
+        }
+        self.put_json("x-ms-sgx-collateral", Json::Object(collateral.clone()));
+        self.put_json("maa-attestationcollateral", Json::Object(collateral.clone()));
+        self.hint("$is-debuggable", report.is_debug());
+        self.hint("$sgx-mrenclave", mr_enclave);
+        self.hint("$sgx-mrsigner", mr_signer);
+        self.hint("$product-id", product_id);
+        self.hint("$svn", svn);
+    }
+
+    /// Claims of a TDX quote.
+    pub(crate) fn tdx(&mut self, report: &TdReport<'_>, tcb_status: &str) {
+        let attributes = report.td_attributes();
+        let bit = |index: usize| attributes[index / 8] & 1 << (index % 8) != 0;
+        for (name, bytes) in [
+            ("tdx_mrseam", &report.mr_seam()[..]),
+            ("tdx_mrsignerseam", report.mr_signer_seam()),
+            ("tdx_mrtd", report.mr_td()),
+            ("tdx_mrconfigid", report.mr_config_id()),
+            ("tdx_mrowner", report.mr_owner()),
+            ("tdx_mrownerconfig", report.mr_owner_config()),
+            ("tdx_report_data", report.report_data()),
+            ("tdx_seam_attributes", report.seam_attributes()),
+            ("tdx_td_attributes", attributes),
+            ("tdx_tee_tcb_svn", report.tee_tcb_svn()),
+            ("tdx_xfam", report.xfam()),
+        ] {
+            self.put(name, hex::encode(bytes));
+        }
+        for (name, register) in ["tdx_rtmr0", "tdx_rtmr1", "tdx_rtmr2", "tdx_rtmr3"].iter().zip(report.rtmr())
+        {
+            self.put(name, hex::encode(register));
+        }
+        // The module's SVN is the low two bytes of TEE_TCB_SVN.
+        let [low, high, ..] = *report.tee_tcb_svn();
+        self.put("tdx_seamsvn", i64::from(u16::from_le_bytes([low, high])));
+        // TDX module specification, table "TD attributes".
+        self.put("tdx_td_attributes_debug", bit(0));
+        self.put("tdx_td_attributes_septve_disable", bit(28));
+        self.put("tdx_td_attributes_protection_keys", bit(30));
+        self.put("tdx_td_attributes_key_locker", bit(31));
+        self.put("tdx_td_attributes_perfmon", bit(63));
+        self.put("attester_tcb_status", tcb_status);
+        self.put("dbgstat", if report.is_debug() { "enabled" } else { "disabled" });
+        self.put("eat_profile", "https://aka.ms/maa-eat-profile-tdxvm");
+        self.put("intuse", "generic");
+    }
+
+    /// Claims of an SEV-SNP report of `report_bytes`.
+    pub(crate) fn snp(&mut self, report: &SnpReport<'_>, report_bytes: &[u8], tcb: SnpTcb) {
+        // AMD 56860, table "ATTESTATION_REPORT"; the length was checked when the report was parsed.
+        let hexadecimal = |offset: usize, len: usize| {
+            report_bytes.get(offset..offset + len).map(hex::encode).unwrap_or_default()
+        };
+        let number = |offset: usize| {
+            let bytes = report_bytes.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
+            i64::from(u32::from_le_bytes(bytes.unwrap_or_default()))
+        };
+        let policy = report.guest_policy();
+        self.put("x-ms-sevsnpvm-authorkeydigest", hexadecimal(0x110, 48));
+        self.put("x-ms-sevsnpvm-idkeydigest", hexadecimal(0xe0, 48));
+        self.put("x-ms-sevsnpvm-familyId", hexadecimal(0x10, 16));
+        self.put("x-ms-sevsnpvm-imageId", hexadecimal(0x20, 16));
+        self.put("x-ms-sevsnpvm-hostdata", hexadecimal(0xc0, 32));
+        self.put("x-ms-sevsnpvm-launchmeasurement", hex::encode(report.measurement()));
+        self.put("x-ms-sevsnpvm-reportdata", hex::encode(report.report_data()));
+        self.put("x-ms-sevsnpvm-reportid", hexadecimal(0x140, 32));
+        self.put("x-ms-sevsnpvm-guestsvn", number(0x04));
+        self.put("x-ms-sevsnpvm-vmpl", number(0x30));
+        self.put("x-ms-sevsnpvm-is-debuggable", policy & 1 << 19 != 0);
+        self.put("x-ms-sevsnpvm-migration-allowed", policy & 1 << 18 != 0);
+        self.put("x-ms-sevsnpvm-smt-allowed", policy & 1 << 16 != 0);
+        self.put("x-ms-sevsnpvm-bootloader-svn", i64::from(tcb.bootloader));
+        self.put("x-ms-sevsnpvm-tee-svn", i64::from(tcb.tee));
+        self.put("x-ms-sevsnpvm-snpfw-svn", i64::from(tcb.snp));
+        self.put("x-ms-sevsnpvm-microcode-svn", i64::from(tcb.microcode));
+    }
+
+    /// Claims of data bound to the evidence when it was made.
+    pub(crate) fn runtime(&mut self, tee: Tee, data: &BoundData) {
+        match (data, tee) {
+            (BoundData::Json(object), _) => self.put_json("x-ms-runtime", Json::Object(object.clone())),
+            (BoundData::Binary(bytes), Tee::Sgx) => {
+                let held = base64url(bytes);
+                for name in ["x-ms-sgx-ehd", "maa-ehd", "aas-ehd"] {
+                    self.put(name, held.as_str());
+                }
+                self.hint("$maa-ehd", held.as_str());
+                self.hint("$aas-ehd", held);
+            }
+            // Azure Attestation has no claim for it; the report data, which is its hash, is a claim.
+            (BoundData::Binary(_), _) => {}
+        }
+    }
+
+    /// Claims of data bound to the environment when it was started.
+    pub(crate) fn init_time(&mut self, data: &BoundData) {
+        if let BoundData::Json(object) = data {
+            self.put_json("x-ms-inittime", Json::Object(object.clone()));
+        }
+    }
+
+    /// Adds what a policy issued to the token.
+    ///
+    /// # Errors
+    /// The name of a claim that only the service may make, and which the policy would change.
+    pub(crate) fn issue(&mut self, issued: Vec<Claim>) -> Result<(), String> {
+        let mut by_name: Map<String, Json> = Map::new();
+        for claim in issued {
+            let value = to_json(&claim.value);
+            match by_name.get_mut(&claim.kind) {
+                None => {
+                    by_name.insert(claim.kind, value);
+                }
+                Some(Json::Array(values)) => values.push(value),
+                Some(single) => *single = json!([single.take(), value]),
+            }
+        }
+        for (name, value) in by_name {
+            match self.token.get(&name) {
+                Some(known)
+                    if *known == value || known.to_string().as_str() == value.as_str().unwrap_or("") => {}
+                Some(_) => return Err(name),
+                None if is_reserved(&name) => return Err(name),
+                None => {
+                    self.token.insert(name, value);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a name has a meaning that only the service may give it (RFC 7519, RFC 7800, RFC 9711, and its own claims). Other
+/// `x-ms-` names are for policies: Azure's own make `x-ms-compliance-status`, for one.
+fn is_reserved(name: &str) -> bool {
+    const NAMES: [&str; 20] = [
+        "iss",
+        "sub",
+        "aud",
+        "exp",
+        "nbf",
+        "iat",
+        "jti",
+        "nonce",
+        "eat_nonce",
+        "eat_profile",
+        "cnf",
+        "submods",
+        "dbgstat",
+        "attester_tcb_status",
+        "maa-attestationcollateral",
+        "maa-ehd",
+        "aas-ehd",
+        "x-ms-ver",
+        "x-ms-attestation-type",
+        "x-ms-inittime",
+    ];
+    const PREFIXES: [&str; 5] = ["x-ms-sgx-", "x-ms-sevsnpvm-", "tdx_", "x-ms-runtime", "x-ms-policy"];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn to_json(value: &Value) -> Json {
+    match value {
+        Value::String(text) => json!(text),
+        Value::Integer(number) => json!(number),
+        Value::Boolean(truth) => json!(truth),
+    }
+}
+
+/// The part of a quote's body that data known when the environment started is bound by.
+#[must_use]
+pub(crate) fn config_id<'a>(quote: &Quote<'a>) -> &'a [u8] {
+    match quote.body {
+        Body::Sgx(report) => report.config_id(),
+        Body::Td(report) => report.mr_config_id(),
+    }
+}
+
+/// A hash in lower-case hexadecimal.
+#[must_use]
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::Digest;
+    let digest: [u8; 32] = sha2::Sha256::digest(bytes).into();
+    Hex(digest).to_string()
+}

@@ -1,0 +1,237 @@
+//! The collateral of the platforms whose evidence is served: a folder of files, each verified once.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use der::Decode;
+use enclos_verifier::{
+    Collateral, CollateralKey, CollateralKeyError, Hex, PckCa, Quote, Tee, Time, TrustedCollateral, Verifier,
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+/// Why the folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The folder or a file cannot be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is not collateral.
+    #[error("{} is not collateral of an SGX or TDX platform: {reason}", .path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why there is no collateral for a quote.
+#[derive(Debug, thiserror::Error)]
+pub enum Missing {
+    /// The quote does not say what platform it is of.
+    #[error("{0}")]
+    Key(#[from] CollateralKeyError),
+    /// None for the platform.
+    #[error("no collateral for FMSPC {fmspc} ({tee}, {ca:?} CA) is known to this service")]
+    Platform {
+        /// The platform.
+        fmspc: Hex<6>,
+        /// Its kind.
+        tee: Tee,
+        /// Its CA.
+        ca: PckCa,
+    },
+    /// None of the round of reference values asked for.
+    #[error("no TCB baseline {asked:?} for this platform; there are {}", .available.join(", "))]
+    Baseline {
+        /// What the policy asks for.
+        asked: String,
+        /// What there is.
+        available: Vec<String>,
+    },
+}
+
+/// One piece of collateral.
+#[derive(Debug)]
+pub struct Entry {
+    /// Verified.
+    pub trusted: TrustedCollateral,
+    /// TCB evaluation data number.
+    pub evaluation_number: u32,
+    /// When its TCB info was issued.
+    pub issued: Time,
+    /// Claims about it, as `x-ms-sgx-collateral` has them: names and hexadecimal hashes.
+    pub hashes: Vec<(&'static str, String)>,
+    /// Dates of the newest TCB level of this round.
+    pub newest_level: Option<Time>,
+}
+
+/// Collateral by platform.
+#[derive(Debug, Default)]
+pub struct CollateralStore {
+    platforms: HashMap<CollateralKey, Vec<Entry>>,
+}
+
+/// What selects a round of reference values.
+pub const DEFAULT_BASELINE: &str = "azuredefault";
+
+impl CollateralStore {
+    /// Reads every `.json` file of a folder.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming the file that is not usable.
+    pub fn load(folder: &Path, verifier: &Verifier) -> Result<Self, LoadError> {
+        let unreadable = |path: &Path, source| LoadError::Read { path: path.to_owned(), source };
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
+            paths.push(entry.map_err(|error| unreadable(folder, error))?.path());
+        }
+        paths.sort();
+        let mut store = Self::default();
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        {
+            let bytes = std::fs::read(path).map_err(|error| unreadable(path, error))?;
+            let (key, entry) =
+                read(&bytes, verifier).map_err(|reason| LoadError::Content { path: path.clone(), reason })?;
+            store.platforms.entry(key).or_default().push(entry);
+        }
+        for entries in store.platforms.values_mut() {
+            entries.sort_by_key(|entry| (entry.evaluation_number, entry.issued));
+        }
+        Ok(store)
+    }
+
+    /// How many platforms there is collateral for.
+    #[must_use]
+    pub fn platforms(&self) -> usize {
+        self.platforms.len()
+    }
+
+    /// The collateral for a quote: of the round asked for, and of those the newest in force at `time`.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is none.
+    pub fn of(&self, quote: &Quote<'_>, time: Time, baseline: &str) -> Result<&Entry, Missing> {
+        let key = CollateralKey::of(quote)?;
+        let entries = self.platforms.get(&key).ok_or(Missing::Platform {
+            fmspc: key.fmspc,
+            tee: key.tee,
+            ca: key.ca,
+        })?;
+        let in_force = |entry: &Entry| {
+            entry.issued <= time && entry.trusted.valid_until().is_some_and(|until| time <= until)
+        };
+        let wanted: Vec<_> = match baseline {
+            DEFAULT_BASELINE => entries.iter().collect(),
+            number => entries.iter().filter(|entry| entry.evaluation_number.to_string() == number).collect(),
+        };
+        // Out of force is better than none: the appraisal then says what is out of date.
+        wanted
+            .into_iter()
+            .max_by_key(|entry| (in_force(entry), entry.evaluation_number, entry.issued))
+            .ok_or_else(|| {
+                let mut available: Vec<_> =
+                    entries.iter().map(|entry| entry.evaluation_number.to_string()).collect();
+                available.dedup();
+                available.push(DEFAULT_BASELINE.into());
+                Missing::Baseline { asked: baseline.chars().take(40).collect(), available }
+            })
+    }
+
+    /// The rounds of reference values there are for a kind of environment: number and newest level, newest last.
+    #[must_use]
+    pub fn baselines(&self, tee: Tee) -> Vec<(u32, Option<Time>)> {
+        let mut rounds: Vec<_> = self
+            .platforms
+            .iter()
+            .filter(|(key, _)| key.tee == tee)
+            .flat_map(|(_, entries)| entries)
+            .map(|entry| (entry.evaluation_number, entry.newest_level))
+            .collect();
+        rounds.sort();
+        rounds.dedup_by_key(|(number, _)| *number);
+        rounds
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TcbInfo {
+    #[serde(default)]
+    id: Option<String>,
+    fmspc: Hex<6>,
+    issue_date: Time,
+    #[serde(default)]
+    tcb_evaluation_data_number: u32,
+    #[serde(default)]
+    tcb_levels: Vec<TcbLevel>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TcbLevel {
+    #[serde(default)]
+    tcb_date: Option<Time>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Document {
+    Wrapped {
+        #[serde(rename = "tcbInfo")]
+        tcb_info: TcbInfo,
+    },
+    Plain(TcbInfo),
+}
+
+fn read(bytes: &[u8], verifier: &Verifier) -> Result<(CollateralKey, Entry), String> {
+    let collateral = Collateral::from_json(bytes).map_err(|error| error.to_string())?;
+    let (Document::Wrapped { tcb_info: info } | Document::Plain(info)) =
+        serde_json::from_str(&collateral.tcb_info).map_err(|error| format!("its TCB info: {error}"))?;
+    let tee = match info.id.as_deref() {
+        // Version 2 is of SGX only and does not say so.
+        None | Some("SGX") => Tee::Sgx,
+        Some("TDX") => Tee::Tdx,
+        Some(other) => return Err(format!("its TCB info is of {other:?}")),
+    };
+    let issuer = CertificateDer::from_pem_slice(collateral.pck_crl_issuer_chain.as_bytes())
+        .map_err(|error| format!("the issuer of its PCK CRL: {error}"))?;
+    let issuer = x509_cert::Certificate::from_der(&issuer)
+        .map_err(|error| format!("the issuer of its PCK CRL: {error}"))?;
+    let name = issuer.tbs_certificate().subject().to_string();
+    let ca = if name.contains("Platform") {
+        PckCa::Platform
+    } else if name.contains("Processor") {
+        PckCa::Processor
+    } else {
+        return Err(format!("the issuer of its PCK CRL is {name:?}, neither a Platform nor a Processor CA"));
+    };
+    let sha256 = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
+    let root_crl = sha256(&collateral.root_ca_crl);
+    let hashes = vec![
+        ("qeidcertshash", sha256(collateral.qe_identity_issuer_chain.as_bytes())),
+        ("qeidcrlhash", root_crl.clone()),
+        ("qeidhash", sha256(collateral.qe_identity.as_bytes())),
+        ("tcbinfocertshash", sha256(collateral.tcb_info_issuer_chain.as_bytes())),
+        ("tcbinfocrlhash", root_crl),
+        ("tcbinfohash", sha256(collateral.tcb_info.as_bytes())),
+    ];
+    let entry = Entry {
+        trusted: verifier.trust(&collateral),
+        evaluation_number: info.tcb_evaluation_data_number,
+        issued: info.issue_date,
+        hashes,
+        newest_level: info.tcb_levels.iter().filter_map(|level| level.tcb_date).max(),
+    };
+    Ok((CollateralKey { tee, fmspc: info.fmspc, ca }, entry))
+}

@@ -1,0 +1,224 @@
+//! Configuration of the service, in TOML.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use enclos_verifier::{Acceptance, Hex, TcbPolicy, TcbStatus, Time};
+use serde::Deserialize;
+
+/// What the service is to do. Unknown keys are errors; paths are relative to the file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address to serve on.
+    pub listen: SocketAddr,
+    /// TLS; without it the service speaks plain HTTP, which it does on loopback only.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Folder of the store.
+    pub data: PathBuf,
+    /// Folder of collateral: a `.json` file per platform, in the form the `dcap-qvl` tools exchange.
+    pub collateral: PathBuf,
+    /// Whom the service serves: one table a tenant.
+    #[serde(rename = "tenant")]
+    pub tenants: Vec<Tenant>,
+    /// What is demanded of platforms, before any policy.
+    #[serde(default = "lenient")]
+    pub tcb: TcbPolicy,
+    /// Emulated roots to accept, by SHA-256 of their SubjectPublicKeyInfo. In development only.
+    #[serde(default)]
+    pub emulated_roots: Vec<Hex<32>>,
+    /// Judge evidence as of this time instead of now, for tests with recorded evidence. Tokens carry the present.
+    #[serde(default)]
+    pub evidence_time: Option<Time>,
+    /// Days a signing key is used.
+    #[serde(default = "ninety")]
+    pub key_rotation_days: u32,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Who may manage policies. Without it anybody may: on loopback only.
+    #[serde(default)]
+    pub authentication: Option<Authentication>,
+}
+
+/// Bearer tokens to accept for reading and changing policies.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authentication {
+    /// Issuer the tokens must name.
+    pub issuer: String,
+    /// Audience the tokens must name.
+    pub audience: String,
+    /// File of the issuer's keys, a JSON Web Key Set.
+    pub jwks: PathBuf,
+}
+
+/// Certificate and key of the server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Chain, PEM.
+    pub certificate: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// One customer, told apart by the host name of a request.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    /// Host name, without port.
+    pub host: String,
+    /// What tokens name as issuer, when it is not `https://` and the host and port.
+    #[serde(default)]
+    pub issuer: Option<String>,
+    /// Certificates whose keys may sign policies at first, PEM. With it policies must be signed ("isolated mode").
+    #[serde(default)]
+    pub policy_signers: Option<PathBuf>,
+}
+
+/// Bounds on requests.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest request body, bytes.
+    pub body_bytes: usize,
+    /// Attestations judged at a time; more wait.
+    pub concurrent: usize,
+    /// Requests that may wait; more are refused with 429.
+    pub waiting: usize,
+    /// Connections open at a time; more wait to be accepted.
+    pub connections: usize,
+    /// Seconds a request may take.
+    pub request_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            body_bytes: 1 << 20,
+            concurrent: processors,
+            waiting: 1024,
+            connections: 4096,
+            request_seconds: 30,
+        }
+    }
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not a configuration.
+    #[error("{}: {reason}", .path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// What must not be open to a network would be.
+    #[error(
+        "{listen} is not a loopback address, and there is no [{missing}]; add it, or listen on 127.0.0.1"
+    )]
+    Exposed {
+        /// The address.
+        listen: SocketAddr,
+        /// The table that is missing.
+        missing: &'static str,
+    },
+    /// There is no tenant, or one twice.
+    #[error("{0}")]
+    Tenants(String),
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when it cannot be read or used.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|error| ConfigError::Content { path: path.to_owned(), reason: error.to_string() })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let paths = [Some(&mut config.data), Some(&mut config.collateral)]
+            .into_iter()
+            .chain(
+                config
+                    .tls
+                    .as_mut()
+                    .into_iter()
+                    .flat_map(|tls| [Some(&mut tls.certificate), Some(&mut tls.key)]),
+            )
+            .chain(config.tenants.iter_mut().map(|tenant| tenant.policy_signers.as_mut()))
+            .chain([config.authentication.as_mut().map(|authentication| &mut authentication.jwks)]);
+        for path in paths.flatten() {
+            *path = folder.join(&*path);
+        }
+        config.checked()
+    }
+
+    /// Checks a configuration made in code.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when it would expose the service, or its tenants are not usable.
+    pub fn checked(self) -> Result<Self, ConfigError> {
+        if !self.listen.ip().is_loopback() {
+            for (missing, there) in
+                [("tls", self.tls.is_some()), ("authentication", self.authentication.is_some())]
+            {
+                if !there {
+                    return Err(ConfigError::Exposed { listen: self.listen, missing });
+                }
+            }
+        }
+        if self.tenants.is_empty() {
+            return Err(ConfigError::Tenants("there is no [[tenant]]; add one with its host".into()));
+        }
+        for (index, tenant) in self.tenants.iter().enumerate() {
+            let again =
+                self.tenants[..index].iter().any(|other| other.host.eq_ignore_ascii_case(&tenant.host));
+            if tenant.host.is_empty() || tenant.host.contains([':', '/']) || again {
+                return Err(ConfigError::Tenants(format!(
+                    "tenant host {:?} is empty, has a port or path, or is there twice",
+                    tenant.host
+                )));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Everything a platform that is not broken may have: what suffices is for policies to say.
+fn lenient() -> TcbPolicy {
+    use TcbStatus::{
+        ConfigurationAndSwHardeningNeeded, ConfigurationNeeded, SwHardeningNeeded, TdRelaunchAdvised,
+        UpToDate,
+    };
+    let accept = [
+        UpToDate,
+        SwHardeningNeeded,
+        ConfigurationNeeded,
+        ConfigurationAndSwHardeningNeeded,
+        TdRelaunchAdvised,
+    ];
+    TcbPolicy { accept: accept.map(Acceptance::Status).to_vec(), ..TcbPolicy::default() }
+}
+
+fn ninety() -> u32 {
+    90
+}

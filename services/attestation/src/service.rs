@@ -1,0 +1,726 @@
+//! What the service does, apart from HTTP: appraise, decide by policy, make tokens, keep policies.
+
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use enclos_verifier::{
+    Appraisal, Platform, Policy as Demands, Quote, SnpCollateral, SnpReport, Tee, Time, Verifier,
+    quote::{Body, without_oe_header},
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256, Sha384};
+
+use crate::{
+    claims::{self, BoundData, Claims},
+    collateral::{CollateralStore, DEFAULT_BASELINE, LoadError},
+    config::{Config, ConfigError},
+    jws::{self, Jws, JwsError, base64url, decode_base64, sha256_base64url},
+    policy::{EvaluationError, ParseError, Policy},
+    store::{Store, StoreError},
+    tokens::{ATTESTATION_LIFETIME, KeyError, KeyRing, RESULT_LIFETIME},
+};
+
+/// The kinds of environment policies are kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AttestationType {
+    /// SGX, by a quote.
+    SgxEnclave,
+    /// SGX, by an Open Enclave report.
+    OpenEnclave,
+    /// TDX, by a quote.
+    TdxVm,
+    /// SEV-SNP, by a report and its certificates.
+    SevSnpVm,
+}
+
+impl AttestationType {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::SgxEnclave, Self::OpenEnclave, Self::TdxVm, Self::SevSnpVm];
+
+    /// Name in addresses.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SgxEnclave => "SgxEnclave",
+            Self::OpenEnclave => "OpenEnclave",
+            Self::TdxVm => "TdxVm",
+            Self::SevSnpVm => "SevSnpVm",
+        }
+    }
+
+    /// The kind of a name, in any case.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Name in the claim `x-ms-attestation-type`.
+    fn claim(self) -> &'static str {
+        match self {
+            Self::SgxEnclave | Self::OpenEnclave => "sgx",
+            Self::TdxVm => "tdxvm",
+            Self::SevSnpVm => "sevsnpvm",
+        }
+    }
+
+    fn tee(self) -> Tee {
+        match self {
+            Self::SgxEnclave | Self::OpenEnclave => Tee::Sgx,
+            Self::TdxVm => Tee::Tdx,
+            Self::SevSnpVm => Tee::SevSnp,
+        }
+    }
+
+    /// The policy while none is set.
+    fn default_policy(self) -> &'static str {
+        match self {
+            Self::SgxEnclave | Self::OpenEnclave => DEFAULT_SGX_POLICY,
+            Self::TdxVm | Self::SevSnpVm => DEFAULT_VM_POLICY,
+        }
+    }
+}
+
+const DEFAULT_SGX_POLICY: &str = r#"version= 1.0;
+authorizationrules
+{
+    => permit();
+};
+
+issuancerules
+{
+    c:[type=="x-ms-sgx-is-debuggable"] => issue(type="is-debuggable", value=c.value);
+    c:[type=="x-ms-sgx-mrsigner"] => issue(type="sgx-mrsigner", value=c.value);
+    c:[type=="x-ms-sgx-mrenclave"] => issue(type="sgx-mrenclave", value=c.value);
+    c:[type=="x-ms-sgx-product-id"] => issue(type="product-id", value=c.value);
+    c:[type=="x-ms-sgx-svn"] => issue(type="svn", value=c.value);
+    c:[type=="x-ms-attestation-type"] => issue(type="tee", value=c.value);
+};"#;
+const DEFAULT_VM_POLICY: &str =
+    "version= 1.0;\nauthorizationrules\n{\n    => permit();\n};\n\nissuancerules\n{\n};";
+
+/// Why a request is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// Something in the request is not as it must be.
+    #[error("{0}")]
+    InvalidParameter(String),
+    /// The operation is not possible here.
+    #[error("{0}")]
+    InvalidOperation(String),
+    /// The policy is not of the language.
+    #[error("Policy Parser Exception Thrown: {0}")]
+    PolicyParsing(#[from] ParseError),
+    /// The policy denies, or cannot be evaluated.
+    #[error("Policy Engine Exception: {0}")]
+    PolicyEvaluation(#[from] EvaluationError),
+    /// The caller may not do this.
+    #[error("{0}")]
+    Unauthorized(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no usable key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+impl From<JwsError> for ServiceError {
+    fn from(error: JwsError) -> Self {
+        Self::InvalidOperation(error.to_string())
+    }
+}
+
+/// Why the service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The signing keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The collateral.
+    #[error(transparent)]
+    Collateral(#[from] LoadError),
+    /// The certificates of a tenant.
+    #[error("policy signers of tenant {tenant:?}: {reason}")]
+    PolicySigners {
+        /// Which tenant.
+        tenant: String,
+        /// Why.
+        reason: String,
+    },
+    /// The server's certificate or key.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The address.
+    #[error("cannot serve on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A customer of the service, as requests see it.
+#[derive(Debug, Clone)]
+pub struct TenantContext {
+    /// Name in the store.
+    pub name: String,
+    /// What tokens name as issuer.
+    pub issuer: String,
+    /// Whether policies must be signed.
+    pub isolated: bool,
+}
+
+/// An attestation request.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttestRequest {
+    quote: Option<String>,
+    report: Option<String>,
+    runtime_data: Option<DataInput>,
+    init_time_data: Option<DataInput>,
+    draft_policy_for_attestation: Option<String>,
+    nonce: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DataInput {
+    #[serde(default)]
+    data: String,
+    data_type: Option<String>,
+}
+
+/// The service.
+pub struct Service {
+    store: Store,
+    keys: KeyRing,
+    verifier: Verifier,
+    demands: Demands,
+    collateral: CollateralStore,
+    evidence_time: Option<Time>,
+}
+
+impl Service {
+    /// Opens the store, the keys and the collateral.
+    ///
+    /// # Errors
+    /// [`StartError`] when one of them is not usable.
+    pub fn open(config: &Config) -> Result<Self, StartError> {
+        let store = Store::open(&config.data)?;
+        let now = milliseconds();
+        let keys = KeyRing::open(&store, now, u64::from(config.key_rotation_days) * 24 * 3_600_000)?;
+        for tenant in &config.tenants {
+            if let Some(path) = &tenant.policy_signers {
+                let signers = read_signers(path).map_err(|reason| StartError::PolicySigners {
+                    tenant: tenant.host.clone(),
+                    reason: format!("{}: {reason}", path.display()),
+                })?;
+                store.seed_certificates(&tenant.host.to_lowercase(), now, &signers)?;
+            }
+        }
+        let demands = Demands {
+            // Which enclave it is and whether it can be debugged is for the tenant's policy to judge.
+            any_identity: true,
+            allow_debug: true,
+            emulated_roots: config.emulated_roots.clone(),
+            tcb: config.tcb.clone(),
+            ..Demands::default()
+        };
+        let demands = demands
+            .checked()
+            .map_err(|error| ConfigError::Content { path: "[tcb]".into(), reason: error.to_string() })?;
+        let verifier = Verifier::new(demands.roots());
+        let collateral = CollateralStore::load(&config.collateral, &verifier)?;
+        Ok(Self { store, keys, verifier, demands, collateral, evidence_time: config.evidence_time })
+    }
+
+    /// How many platforms there is collateral for.
+    #[must_use]
+    pub fn platforms(&self) -> usize {
+        self.collateral.platforms()
+    }
+
+    /// The keys tokens are validated with, as `/certs` answers.
+    #[must_use]
+    pub fn published_keys(&self) -> Value {
+        json!({ "keys": self.keys.published() })
+    }
+
+    /// Makes and forgets signing keys as time passes.
+    ///
+    /// # Errors
+    /// [`KeyError`] when the store fails.
+    pub fn rotate_keys(&self) -> Result<(), KeyError> {
+        self.keys.rotate(&self.store, milliseconds())
+    }
+
+    /// Appraises evidence and makes a token, as `{"token": …}`.
+    ///
+    /// # Errors
+    /// [`ServiceError`] when the evidence or the request is not usable, or the policy denies.
+    pub fn attest(
+        &self,
+        tenant: &TenantContext,
+        kind: AttestationType,
+        request: &AttestRequest,
+    ) -> Result<Value, ServiceError> {
+        let (policy_text, signer) = match &request.draft_policy_for_attestation {
+            Some(draft) => (draft_policy(draft)?, None),
+            None => self.policy_in_force(tenant, kind)?,
+        };
+        let policy = Policy::parse(&policy_text)?;
+        let mut claims = Claims::default();
+        let signer = signer.map(|signer| json!(signer.jwk()));
+        claims.common(kind.claim(), &sha256_base64url(base64url(policy_text.as_bytes()).as_bytes()), signer);
+        let baseline = baseline(&policy, &claims)?;
+
+        let evidence = match kind {
+            AttestationType::OpenEnclave | AttestationType::SevSnpVm => ("report", &request.report),
+            AttestationType::SgxEnclave | AttestationType::TdxVm => ("quote", &request.quote),
+        };
+        let bytes = required(evidence.0, evidence.1.as_deref())?;
+        match kind {
+            AttestationType::SevSnpVm => self.appraise_snp(&mut claims, &bytes, request)?,
+            _ => self.appraise_quote(&mut claims, kind, &bytes, baseline.as_deref(), request)?,
+        }
+        if let Some(nonce) = &request.nonce {
+            claims.token.insert("nonce".into(), json!(nonce));
+        }
+
+        let outcome = policy.evaluate(std::mem::take(&mut claims.incoming))?;
+        claims.issue(outcome.issued).map_err(EvaluationError::Reserved)?;
+        self.stamp(&mut claims.token, tenant, ATTESTATION_LIFETIME);
+        let key = self.keys.signing(milliseconds());
+        let token = if request.draft_policy_for_attestation.is_some() {
+            key.unsecured(&tenant.issuer, &claims.token)
+        } else {
+            key.sign(&tenant.issuer, &claims.token)?
+        };
+        Ok(json!({ "token": token }))
+    }
+
+    fn appraise_quote(
+        &self,
+        claims: &mut Claims,
+        kind: AttestationType,
+        bytes: &[u8],
+        baseline: Option<&str>,
+        request: &AttestRequest,
+    ) -> Result<(), ServiceError> {
+        let invalid = |reason: String| {
+            ServiceError::InvalidParameter(format!("The specified quote was invalid: {reason}"))
+        };
+        let wrapped = without_oe_header(bytes).len() != bytes.len();
+        match (kind, wrapped) {
+            (AttestationType::OpenEnclave, false) => {
+                return Err(invalid(
+                    "it does not begin with the header of an Open Enclave remote report".into(),
+                ));
+            }
+            (AttestationType::SgxEnclave | AttestationType::TdxVm, true) => {
+                return Err(invalid("it is an Open Enclave report; send it to /attest/OpenEnclave".into()));
+            }
+            _ => {}
+        }
+        let quote = Quote::parse(bytes).map_err(|error| invalid(error.to_string()))?;
+        if quote.tee != kind.tee() {
+            return Err(invalid(format!("it is of a {}; this is /attest/{}", quote.tee, kind.name())));
+        }
+        let time = self.evidence_time.unwrap_or_else(Time::now);
+        let entry = self
+            .collateral
+            .of(&quote, time, baseline.unwrap_or(DEFAULT_BASELINE))
+            .map_err(|error| invalid(error.to_string()))?;
+        let appraisal =
+            self.judge(self.verifier.verify_quote(bytes, &entry.trusted, time)).map_err(invalid)?;
+        let tcb_status =
+            appraisal.tcb.and_then(|tcb| tcb.status).map_or("Unknown", enclos_verifier::TcbStatus::name);
+
+        let runtime = bound(request.runtime_data.as_ref(), "runtimeData", |data| {
+            quote.report_data().starts_with(&Sha256::digest(data))
+        })?;
+        let config_id = claims::config_id(&quote);
+        let init_time = bound(request.init_time_data.as_ref(), "initTimeData", |data| {
+            config_id.starts_with(&Sha256::digest(data)) || config_id == &Sha384::digest(data)[..]
+        })?;
+        match quote.body {
+            Body::Sgx(report) => {
+                let mut hashes: Map<String, Value> =
+                    entry.hashes.iter().map(|(name, hash)| ((*name).to_owned(), json!(hash))).collect();
+                hashes.insert("quotehash".into(), json!(claims::sha256_hex(bytes)));
+                claims.sgx(&report, &hashes, baseline);
+            }
+            Body::Td(report) => claims.tdx(&report, tcb_status),
+        }
+        if let Some(data) = &runtime {
+            claims.runtime(quote.tee, data);
+        }
+        if let Some(data) = &init_time {
+            claims.init_time(data);
+        }
+        Ok(())
+    }
+
+    fn appraise_snp(
+        &self,
+        claims: &mut Claims,
+        bytes: &[u8],
+        request: &AttestRequest,
+    ) -> Result<(), ServiceError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Evidence {
+            snp_report: String,
+            vcek_cert_chain: String,
+        }
+        let invalid = |reason: String| {
+            ServiceError::InvalidParameter(format!("The specified report was invalid: {reason}"))
+        };
+        let evidence: Evidence = serde_json::from_slice(bytes)
+            .map_err(|error| invalid(format!("expected JSON with SnpReport and VcekCertChain: {error}")))?;
+        let report_bytes = decode_base64(&evidence.snp_report)
+            .map_err(|error| invalid(format!("SnpReport is not base64url: {error}")))?;
+        let chain = decode_base64(&evidence.vcek_cert_chain)
+            .ok()
+            .and_then(|chain| String::from_utf8(chain).ok())
+            .ok_or_else(|| invalid("VcekCertChain is not base64 of PEM certificates".into()))?;
+        let report = SnpReport::parse(&report_bytes).map_err(|error| invalid(error.to_string()))?;
+        let collateral = SnpCollateral { certificate_chain: chain, crl: None };
+        let time = self.evidence_time.unwrap_or_else(Time::now);
+        let appraisal =
+            self.judge(self.verifier.verify_snp(&report_bytes, &collateral, time)).map_err(invalid)?;
+        let Some(Platform::Amd { reported, .. }) = appraisal.tcb.map(|tcb| tcb.platform) else {
+            return Err(invalid("its chain does not tell the product".into()));
+        };
+        let runtime = bound(request.runtime_data.as_ref(), "runtimeData", |data| {
+            report.report_data().starts_with(&Sha256::digest(data))
+        })?;
+        let host_data = report_bytes.get(0xc0..0xe0).unwrap_or_default();
+        let init_time = bound(request.init_time_data.as_ref(), "initTimeData", |data| {
+            host_data == &Sha256::digest(data)[..]
+        })?;
+        claims.snp(&report, &report_bytes, reported);
+        if let Some(data) = &runtime {
+            claims.runtime(Tee::SevSnp, data);
+        }
+        if let Some(data) = &init_time {
+            claims.init_time(data);
+        }
+        Ok(())
+    }
+
+    fn judge(&self, appraisal: Appraisal) -> Result<Appraisal, String> {
+        let verdict = self.demands.judge(appraisal);
+        if verdict.accepted {
+            return Ok(verdict.appraisal);
+        }
+        Err(verdict.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    }
+
+    /// The policy of a tenant, as `{"token": …}` with the JWS it was set by.
+    ///
+    /// # Errors
+    /// [`ServiceError`] when the store fails.
+    pub fn policy(&self, tenant: &TenantContext, kind: AttestationType) -> Result<Value, ServiceError> {
+        let stored = self.store.policy(&tenant.name, kind.name())?;
+        let jws = stored.unwrap_or_else(|| {
+            let payload = json!({ "AttestationPolicy": base64url(kind.default_policy().as_bytes()) });
+            jws::unsigned(payload.to_string().as_bytes())
+        });
+        self.answer(tenant, json!({ "x-ms-policy": jws }))
+    }
+
+    /// Sets the policy that a JWS carries.
+    ///
+    /// # Errors
+    /// [`ServiceError`] when it is not a policy, or not signed by whom it must be.
+    pub fn set_policy(
+        &self,
+        tenant: &TenantContext,
+        kind: AttestationType,
+        jws: &str,
+    ) -> Result<Value, ServiceError> {
+        let jws = jws.trim();
+        let verified = Jws::verify(jws)?;
+        self.authorize(tenant, &verified)?;
+        Policy::parse(&policy_text(&verified)?)?;
+        self.store.set_policy(&tenant.name, kind.name(), Some(jws))?;
+        let mut result = json!({
+            "x-ms-policy-result": "Updated",
+            "x-ms-policy-token-hash": sha256_base64url(jws.as_bytes()),
+        });
+        if let Some(signer) = &verified.signer {
+            result["x-ms-policy-signer"] = json!(signer.jwk());
+        }
+        self.answer(tenant, result)
+    }
+
+    /// Returns to the default policy.
+    ///
+    /// # Errors
+    /// [`ServiceError`] when the JWS that asks for it is not signed by whom it must be.
+    pub fn reset_policy(
+        &self,
+        tenant: &TenantContext,
+        kind: AttestationType,
+        jws: &str,
+    ) -> Result<Value, ServiceError> {
+        self.authorize(tenant, &Jws::verify(jws)?)?;
+        self.store.set_policy(&tenant.name, kind.name(), None)?;
+        self.answer(tenant, json!({ "x-ms-policy-result": "Removed" }))
+    }
+
+    /// The certificates whose keys may sign policies.
+    ///
+    /// # Errors
+    /// [`ServiceError`] when the store fails.
+    pub fn certificates(&self, tenant: &TenantContext) -> Result<Value, ServiceError> {
+        let mut keys = Vec::new();
+        for chain in self.store.certificates(&tenant.name)? {
+            keys.push(jws::jwk_of(&jws::certificates(&chain)?)?);
+        }
+        self.answer(tenant, json!({ "x-ms-policy-certificates": { "keys": keys } }))
+    }
+
+    /// Adds or removes (`present` false) a policy management certificate.
+    ///
+    /// # Errors
+    /// [`ServiceError`] when the request is not signed by one there is, or would leave none.
+    pub fn change_certificate(
+        &self,
+        tenant: &TenantContext,
+        jws: &str,
+        present: bool,
+    ) -> Result<Value, ServiceError> {
+        if !tenant.isolated {
+            return Err(ServiceError::InvalidOperation(
+                "this instance has no policy management certificates: its policies need not be signed".into(),
+            ));
+        }
+        let verified = Jws::verify(jws)?;
+        self.authorize(tenant, &verified)?;
+        let payload: Map<String, Value> = serde_json::from_slice(&verified.payload).map_err(|error| {
+            ServiceError::InvalidOperation(format!("the payload of the JWS is not a JSON object: {error}"))
+        })?;
+        let names = ["policyCertificate", "maa-policyCertificate", "x-ms-policyCertificate"];
+        let jwk = names.iter().find_map(|name| payload.get(*name)).ok_or_else(|| {
+            ServiceError::InvalidOperation(
+                "Could not find \"maa-policyCertificate\" claim in policy token".into(),
+            )
+        })?;
+        let chain: Vec<String> = serde_json::from_value(jwk["x5c"].clone()).map_err(|_| {
+            ServiceError::InvalidParameter("the policy certificate has no x5c array of certificates".into())
+        })?;
+        let certificates = jws::certificates(&chain)?;
+        // A certificate whose key cannot sign would only be found out when it is needed.
+        jws::jwk_of(&certificates)?;
+        let thumbprint = jws::thumbprint(&certificates[0]);
+        if present {
+            self.store.add_certificate(&tenant.name, &thumbprint, &chain)?;
+        } else {
+            if !self.store.remove_certificate(&tenant.name, &thumbprint)? {
+                return Err(ServiceError::InvalidOperation(
+                    "the last policy management certificate cannot be removed: nobody could set policies any more"
+                        .into(),
+                ));
+            }
+        }
+        let result = if present { "IsPresent" } else { "IsAbsent" };
+        self.answer(
+            tenant,
+            json!({
+                "x-ms-certificate-thumbprint": thumbprint,
+                "x-ms-policycertificates-result": result,
+                // Named so by the specification of 2025.
+                "x-ms-certificate-result": result,
+            }),
+        )
+    }
+
+    /// Rounds of reference values that policies may ask for.
+    #[must_use]
+    pub fn tcb_baselines(&self, kind: AttestationType) -> Value {
+        let rounds = self.collateral.baselines(kind.tee());
+        let newest = rounds.last().map(|(number, _)| *number);
+        let baselines: Vec<_> = rounds
+            .iter()
+            .rev()
+            .map(|(number, released)| {
+                json!({
+                    "tcbIdentifier": number.to_string(),
+                    "tcbEvaluationDataNumber": number.to_string(),
+                    "tcbReleaseDate": released.map_or_else(String::new, |date| date.to_string()),
+                    "minimumPswLinuxVersion": "",
+                    "minimumPswWindowsVersion": "",
+                    "isSelectedTcb": Some(*number) == newest,
+                })
+            })
+            .collect();
+        json!({ "tcbBaselines": baselines })
+    }
+
+    fn policy_in_force(
+        &self,
+        tenant: &TenantContext,
+        kind: AttestationType,
+    ) -> Result<(String, Option<jws::Signer>), ServiceError> {
+        match self.store.policy(&tenant.name, kind.name())? {
+            None => Ok((kind.default_policy().into(), None)),
+            Some(jws) => {
+                let verified = Jws::verify(&jws)?;
+                Ok((policy_text(&verified)?, verified.signer))
+            }
+        }
+    }
+
+    /// In isolated mode: only who holds the key of a policy management certificate.
+    fn authorize(&self, tenant: &TenantContext, jws: &Jws) -> Result<(), ServiceError> {
+        if !tenant.isolated {
+            return Ok(());
+        }
+        let signer = jws.signer.as_ref().ok_or_else(|| {
+            ServiceError::InvalidOperation(
+                "this instance demands a JWS signed by the key of a policy management certificate; this one is not signed"
+                    .into(),
+            )
+        })?;
+        let known = self.store.certificates(&tenant.name)?.iter().any(|chain| {
+            chain.first().and_then(|first| decode_base64(first).ok()).as_ref() == signer.certificates.first()
+        });
+        if known {
+            return Ok(());
+        }
+        Err(ServiceError::InvalidOperation(
+            "the JWS is signed by a key whose certificate is none of the policy management certificates"
+                .into(),
+        ))
+    }
+
+    fn answer(&self, tenant: &TenantContext, result: Value) -> Result<Value, ServiceError> {
+        let Value::Object(mut claims) = result else { unreachable!("answers are made as objects") };
+        self.stamp(&mut claims, tenant, RESULT_LIFETIME);
+        let token = self.keys.signing(milliseconds()).sign(&tenant.issuer, &claims)?;
+        Ok(json!({ "token": token }))
+    }
+
+    fn stamp(&self, claims: &mut Map<String, Value>, tenant: &TenantContext, lifetime: u64) {
+        let now = Time::now().0;
+        let mut id = [0; 32];
+        // Only uniqueness is wanted; without randomness the time serves.
+        if SystemRandom::new().fill(&mut id).is_err() {
+            id[..8].copy_from_slice(&milliseconds().to_le_bytes());
+        }
+        claims.insert("iss".into(), json!(tenant.issuer));
+        claims.insert("iat".into(), json!(now));
+        claims.insert("nbf".into(), json!(now));
+        claims.insert("exp".into(), json!(now + lifetime));
+        claims.insert("jti".into(), json!(hex::encode(id)));
+    }
+}
+
+fn milliseconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn required(name: &str, text: Option<&str>) -> Result<Vec<u8>, ServiceError> {
+    let text = text.filter(|text| !text.is_empty()).ok_or_else(|| {
+        ServiceError::InvalidParameter(format!("the request has no {name:?}; send it as base64url text"))
+    })?;
+    decode_base64(text)
+        .map_err(|error| ServiceError::InvalidParameter(format!("{name:?} is not base64url: {error}")))
+}
+
+/// Decodes data that the evidence must bind.
+fn bound(
+    input: Option<&DataInput>,
+    name: &str,
+    is_bound: impl FnOnce(&[u8]) -> bool,
+) -> Result<Option<BoundData>, ServiceError> {
+    let Some(input) = input else { return Ok(None) };
+    let invalid = |reason: String| ServiceError::InvalidParameter(format!("{name}: {reason}"));
+    let bytes =
+        decode_base64(&input.data).map_err(|error| invalid(format!("data is not base64url: {error}")))?;
+    if !is_bound(&bytes) {
+        return Err(invalid("the evidence does not carry the SHA-256 of this data".into()));
+    }
+    match input.data_type.as_deref().unwrap_or("Binary") {
+        kind if kind.eq_ignore_ascii_case("binary") => Ok(Some(BoundData::Binary(bytes))),
+        kind if kind.eq_ignore_ascii_case("json") => match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(object)) => Ok(Some(BoundData::Json(object))),
+            Ok(_) => Err(invalid("data of dataType JSON must be a JSON object".into())),
+            Err(error) => Err(invalid(format!("data of dataType JSON is not JSON: {error}"))),
+        },
+        other => Err(invalid(format!("dataType {other:?} is neither Binary nor JSON"))),
+    }
+}
+
+/// The round of reference values the configuration rules ask for.
+fn baseline(policy: &Policy, claims: &Claims) -> Result<Option<String>, ServiceError> {
+    for property in policy.configure(&claims.incoming)? {
+        match (property.kind.as_str(), property.value) {
+            ("x-ms-sgx-tcbidentifier", crate::policy::Value::String(text)) => return Ok(Some(text)),
+            ("x-ms-sgx-tcbidentifier", crate::policy::Value::Integer(number)) => {
+                return Ok(Some(number.to_string()));
+            }
+            ("x-ms-sgx-tcbidentifier", crate::policy::Value::Boolean(_)) => {
+                return Err(ServiceError::InvalidParameter("x-ms-sgx-tcbidentifier is a Boolean".into()));
+            }
+            // Of other kinds of evidence.
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// A draft is policy text, or a JWS that carries it.
+fn draft_policy(draft: &str) -> Result<String, ServiceError> {
+    let looks_like_jws = draft.trim().split('.').count() == 3 && !draft.trim().contains(char::is_whitespace);
+    if looks_like_jws {
+        return policy_text(&Jws::verify(draft)?);
+    }
+    Ok(draft.to_owned())
+}
+
+/// The text in the payload of a policy JWS.
+fn policy_text(jws: &Jws) -> Result<String, ServiceError> {
+    let invalid =
+        |reason: String| ServiceError::InvalidOperation(format!("the JWS carries no policy: {reason}"));
+    let payload: Map<String, Value> = serde_json::from_slice(&jws.payload)
+        .map_err(|error| invalid(format!("its payload is not a JSON object: {error}")))?;
+    let encoded = payload
+        .get("AttestationPolicy")
+        .and_then(Value::as_str)
+        .ok_or_else(|| invalid("its payload has no \"AttestationPolicy\"".into()))?;
+    let bytes = decode_base64(encoded)
+        .map_err(|error| invalid(format!("\"AttestationPolicy\" is not base64url: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| invalid(format!("the policy is not UTF-8: {error}")))
+}
+
+fn read_signers(path: &Path) -> Result<Vec<(String, Vec<String>)>, String> {
+    use base64::Engine;
+    let mut signers = Vec::new();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
+        let der = certificate.map_err(|error| error.to_string())?.to_vec();
+        jws::jwk_of(std::slice::from_ref(&der)).map_err(|error| error.to_string())?;
+        let text = base64::prelude::BASE64_STANDARD.encode(&der);
+        signers.push((jws::thumbprint(&der), vec![text]));
+    }
+    if signers.is_empty() {
+        return Err("there is no certificate in it".into());
+    }
+    Ok(signers)
+}

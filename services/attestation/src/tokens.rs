@@ -1,0 +1,226 @@
+//! Signing keys and the tokens they sign.
+//!
+//! Relying parties fetch `/certs` once and keep it, so a new key is published a while before it signs, and an old one
+//! stays published until the last token it signed has expired.
+
+use std::sync::{Arc, RwLock};
+
+use aws_lc_rs::{
+    encoding::{AsDer, Pkcs8V1Der},
+    rand::SystemRandom,
+    rsa::{KeyPair, KeySize},
+    signature,
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use der::{Decode, Encode};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    jws::{Jwk, base64url},
+    store::{Store, StoreError, StoredKey},
+};
+
+/// How long attestation tokens are valid, seconds.
+pub const ATTESTATION_LIFETIME: u64 = 28_800;
+/// How long the answers about policies and certificates are valid, seconds.
+pub const RESULT_LIFETIME: u64 = 3_600;
+/// How long a new key is published before it signs.
+const PUBLISHED_BEFORE: u64 = 24 * 3_600 * 1_000;
+/// How long an old key stays published after it signed the last token.
+const PUBLISHED_AFTER: u64 = (ATTESTATION_LIFETIME + 3_600) * 1_000;
+
+/// Why there is no usable signing key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored key cannot be used.
+    #[error("the signing key made at {made} ms in the store is damaged: {reason}")]
+    Damaged {
+        /// When it was made.
+        made: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A key could not be made.
+    #[error("a signing key could not be made: {0}")]
+    Make(String),
+}
+
+/// The signing keys there are.
+pub struct KeyRing {
+    keys: RwLock<Vec<Arc<SigningKey>>>,
+    /// Milliseconds after which a key is succeeded by another.
+    rotation: u64,
+}
+
+/// A key that signs tokens.
+pub struct SigningKey {
+    made: u64,
+    pair: KeyPair,
+    jwk: Jwk,
+}
+
+impl KeyRing {
+    /// Loads the keys of the store, making the first when there is none. `now` and `rotation` in milliseconds.
+    ///
+    /// # Errors
+    /// [`KeyError`] when there is no usable key.
+    pub fn open(store: &Store, now: u64, rotation: u64) -> Result<Self, KeyError> {
+        let keys = store.keys()?.iter().map(SigningKey::load).collect::<Result<_, _>>()?;
+        let ring = Self { keys: RwLock::new(keys), rotation: rotation.max(2 * PUBLISHED_BEFORE) };
+        ring.rotate(store, now)?;
+        Ok(ring)
+    }
+
+    /// Makes the next key when the newest is due to be succeeded, and forgets those no token needs any more.
+    ///
+    /// # Errors
+    /// [`KeyError`] when the store fails; then the keys are what they were.
+    pub fn rotate(&self, store: &Store, now: u64) -> Result<(), KeyError> {
+        let keys = read(&self.keys);
+        let due = match keys.last() {
+            None => true,
+            Some(newest) => now >= newest.made.saturating_add(self.rotation - PUBLISHED_BEFORE),
+        };
+        let made = due.then(|| SigningKey::make(now, self.rotation)).transpose()?;
+        // A key is done when its successor has signed for longer than any token lives.
+        let expired: Vec<u64> = keys
+            .windows(2)
+            .filter(|pair| now >= pair[1].made.saturating_add(PUBLISHED_BEFORE + PUBLISHED_AFTER))
+            .map(|pair| pair[0].made)
+            .collect();
+        if made.is_none() && expired.is_empty() {
+            return Ok(());
+        }
+        store.replace_keys(made.as_ref(), &expired)?;
+        let mut next: Vec<_> = keys.into_iter().filter(|key| !expired.contains(&key.made)).collect();
+        if let Some(made) = made {
+            next.push(SigningKey::load(&made)?);
+        }
+        *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    /// The key that signs at a time, milliseconds.
+    #[must_use]
+    pub fn signing(&self, now: u64) -> Arc<SigningKey> {
+        let keys = read(&self.keys);
+        let published_long_enough =
+            keys.iter().rev().find(|key| now >= key.made.saturating_add(PUBLISHED_BEFORE));
+        // The very first key cannot have been published before.
+        Arc::clone(
+            published_long_enough.unwrap_or_else(|| keys.first().expect("a ring is opened with a key")),
+        )
+    }
+
+    /// All keys a relying party may meet.
+    #[must_use]
+    pub fn published(&self) -> Vec<Jwk> {
+        read(&self.keys).iter().map(|key| key.jwk.clone()).collect()
+    }
+}
+
+fn read(keys: &RwLock<Vec<Arc<SigningKey>>>) -> Vec<Arc<SigningKey>> {
+    keys.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+}
+
+impl SigningKey {
+    /// Name of the key in `/certs` and in token headers.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.jwk.kid.as_deref().unwrap_or_default()
+    }
+
+    /// A signed token over claims, for a service at `issuer`.
+    ///
+    /// # Errors
+    /// [`KeyError::Make`] when the signature cannot be made.
+    pub fn sign(&self, issuer: &str, claims: &Map<String, Value>) -> Result<String, KeyError> {
+        let mut token = self.unsigned(issuer, "RS256", claims);
+        let mut signed = vec![0; self.pair.public_modulus_len()];
+        self.pair
+            .sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), token.as_bytes(), &mut signed)
+            .map_err(|_| KeyError::Make("signing failed".into()))?;
+        token.push('.');
+        token.push_str(&base64url(&signed));
+        Ok(token)
+    }
+
+    /// A token over claims that nobody can validate, for drafts of policies.
+    #[must_use]
+    pub fn unsecured(&self, issuer: &str, claims: &Map<String, Value>) -> String {
+        self.unsigned(issuer, "none", claims) + "."
+    }
+
+    fn unsigned(&self, issuer: &str, algorithm: &str, claims: &Map<String, Value>) -> String {
+        let header = serde_json::json!({
+            "alg": algorithm,
+            "jku": format!("{issuer}/certs"),
+            "kid": self.id(),
+            "typ": "JWT",
+        });
+        let claims = serde_json::to_vec(claims).expect("JSON values are serializable");
+        format!("{}.{}", base64url(header.to_string().as_bytes()), base64url(&claims))
+    }
+
+    fn make(now: u64, rotation: u64) -> Result<StoredKey, KeyError> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| KeyError::Make(format!("{what}: {error}"));
+        let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|error| failed("RSA key", &error))?;
+        let private_key =
+            AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).map_err(|error| failed("PKCS #8", &error))?;
+        let private_key = private_key.as_ref().to_vec();
+        let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
+            &private_key.as_slice().into(),
+            &rcgen::PKCS_RSA_SHA256,
+        )
+        .map_err(|error| failed("key of the certificate", &error))?;
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "Enclos Attestation Service");
+        parameters.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+        let at = |milliseconds: u64| {
+            std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(milliseconds)
+        };
+        // From a little earlier: relying parties' clocks differ.
+        parameters.not_before = at(now.saturating_sub(3_600_000)).into();
+        parameters.not_after = at(now + rotation + 2 * (PUBLISHED_BEFORE + PUBLISHED_AFTER)).into();
+        let certificate =
+            parameters.self_signed(&key).map_err(|error| failed("certificate", &error))?.der().to_vec();
+        Ok(StoredKey { made: now, private_key, certificate })
+    }
+
+    fn load(stored: &StoredKey) -> Result<Arc<Self>, KeyError> {
+        let damaged = |reason: String| KeyError::Damaged { made: stored.made, reason };
+        let pair = KeyPair::from_pkcs8(&stored.private_key).map_err(|error| damaged(error.to_string()))?;
+        let certificate = x509_cert::Certificate::from_der(&stored.certificate)
+            .map_err(|error| damaged(error.to_string()))?;
+        let public_key = certificate
+            .tbs_certificate()
+            .subject_public_key_info()
+            .to_der()
+            .map_err(|error| damaged(error.to_string()))?;
+        let jwk = Jwk {
+            alg: Some("RS256".into()),
+            kid: Some(key_id(&public_key)),
+            kty: "RSA".into(),
+            usage: Some("sig".into()),
+            x5c: vec![BASE64_STANDARD.encode(&stored.certificate)],
+        };
+        Ok(Arc::new(Self { made: stored.made, pair, jwk }))
+    }
+}
+
+/// Name of a key as Azure Attestation derives it: over the PEM text, with its last newline and the zero byte after it.
+fn key_id(public_key: &[u8]) -> String {
+    let mut pem = String::from("-----BEGIN PUBLIC KEY-----\n");
+    let text = BASE64_STANDARD.encode(public_key);
+    for line in text.as_bytes().chunks(64) {
+        pem.extend(line.iter().map(|byte| char::from(*byte)));
+        pem.push('\n');
+    }
+    pem.push_str("-----END PUBLIC KEY-----\n\0");
+    BASE64_STANDARD.encode(Sha256::digest(pem))
+}

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Azure's own SDKs, unmodified, against the attestation service. Ends with a line "N passed, N failed".
+# Everything made goes into the target folder; packages come from PyPI and npm.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+work=$target/conformance/azure-attestation
+quotes=${ENCLOS_QUOTES:-$root/../shared/quotes}
+mkdir -p "$work"
+[ -d "$quotes" ] || { echo "no recorded quotes at $quotes; set ENCLOS_QUOTES" >&2; exit 2; }
+
+if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
+"$work/venv/bin/python" -c 'import azure.security.attestation, six' 2>/dev/null ||
+    "$work/venv/bin/pip" -q install 'azure-security-attestation==1.0.0' six
+if [ ! -d "$work/node_modules/@azure/attestation" ]; then
+    (cd "$work" && npm install --no-audit --no-fund --silent --prefix "$work" '@azure/attestation@1.0.0')
+fi
+(cd "$root" && cargo build -q -p enclos-attestation-service)
+cp "$here/sdk.mjs" "$work/sdk.mjs"
+exec "$work/venv/bin/python" "$here/sdk.py" "$target/debug/enclos-attestation-service" "$quotes" "$work"
