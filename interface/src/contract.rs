@@ -773,6 +773,8 @@ impl fmt::Display for End {
     }
 }
 
+impl core::error::Error for End {}
+
 fn vector_name(vector: u32) -> &'static str {
     match vector {
         0 => "#DE, division error",
