@@ -477,7 +477,10 @@ async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result
     match route {
         Route::Keys => {
             let accepted = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-            let jwk = accepted.is_some_and(|accepted| accepted.contains("application/jwk+json"));
+            // Azure's JavaScript SDK accepts both and understands only the common one.
+            let jwk = accepted.is_some_and(|accepted| {
+                accepted.contains("application/jwk+json") && !accepted.contains("application/json")
+            });
             let kind = if jwk { "application/jwk+json" } else { "application/json; charset=utf-8" };
             Ok(json_response(StatusCode::OK, kind, &shared.service.published_keys()))
         }

@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
+import { isDeepStrictEqual } from "node:util";
 
 const require = createRequire(import.meta.url);
 const {
@@ -21,8 +22,9 @@ const signed = ([privateKey, certificate]) => ({ privateKey, certificate });
 const { OpenEnclave, SgxEnclave } = KnownAttestationType;
 
 function equal(found, expected) {
-  const [left, right] = [found, expected].map((value) => JSON.stringify(value));
-  if (left !== right) throw new Error(`${left} is not ${right}`);
+  if (!isDeepStrictEqual(found, expected)) {
+    throw new Error(`${JSON.stringify(found)} is not ${JSON.stringify(expected)}`);
+  }
 }
 
 async function fails(code, promise, ...words) {
