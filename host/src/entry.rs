@@ -1,7 +1,7 @@
 //! Entering the enclave: the one place where registers cross, and how a thread that is inside is taken out again.
 //!
 //! [`enter`] wraps the platform's [`EnterFunction`]: an enclave may leave anything in the registers that a function
-//! must preserve, so they are saved here.
+//! must preserve (general registers, MXCSR, x87 control word), so they are saved here.
 //!
 //! # Taking a thread out
 //! A thread inside may never come back. It is taken out by a signal ([`interrupt_signal`]): whatever the platform, a
@@ -419,6 +419,14 @@ enclos_host_enter:
     mov [r10 + 16], rdx
     mov [r10 + 24], r8
     mov [r10 + 32], r9
+    stmxcsr [rsp + 8]
+    fnstcw [rsp + 12]
+    mov ecx, [rsp + 8]
+    cmp ecx, [rsp]
+    jne 3f
+    mov cx, [rsp + 12]
+    cmp cx, [rsp + 4]
+    jne 3f
 2:  add rsp, 24
     pop r15
     pop r14
@@ -431,9 +439,10 @@ enclos_host_enter:
     # The signal handler sends a thread here with RSP as stored at the anchor.
 enclos_host_taken_out:
     cld
-    ldmxcsr [rsp]
-    fldcw [rsp + 4]
     mov eax, {taken_out}
+    # Rounding, masks and flags of floating point are the caller's, whatever the enclave left.
+3:  ldmxcsr [rsp]
+    fldcw [rsp + 4]
     jmp 2b
 "#,
     taken_out = const TAKEN_OUT,

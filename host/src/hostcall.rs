@@ -14,7 +14,7 @@ use enclos::contract::{Full, Reply, Sink};
 use crate::enclave::{LogLevel, Shared, Slot};
 use crate::entry;
 use crate::memory::{copy, holds};
-use crate::threads::{Woken, futex_wait, futex_wake};
+use crate::threads::{Wake, futex_wait, futex_wake};
 
 impl Shared {
     /// Serves one request; the result is >= 0 or a negated Linux error number.
@@ -167,8 +167,8 @@ impl Shared {
                 left => left,
             };
             match futex_wait(word, 0, left) {
-                Woken::Woken | Woken::TimedOut => {}
-                Woken::Interrupted => return Err(libc::EINTR),
+                Wake::Changed | Wake::TimedOut => {}
+                Wake::Interrupted => return Err(libc::EINTR),
             }
         }
     }

@@ -318,8 +318,11 @@ mod tests {
 
     use super::*;
 
+    /// Offset, number, first byte, measured?
+    type Added = (u64, u64, Option<u8>, bool);
+
     #[derive(Default)]
-    struct Recorder(Arc<Mutex<Vec<(u64, u64, Option<u8>, bool)>>>);
+    struct Recorder(Arc<Mutex<Vec<Added>>>);
 
     impl Platform for Recorder {
         fn kind(&self) -> enclos_platform::Kind {

@@ -90,15 +90,15 @@ impl Event {
 
 /// Why a futex wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Woken {
+pub(crate) enum Wake {
     /// Woken, or the value was another already.
-    Woken,
+    Changed,
     TimedOut,
     Interrupted,
 }
 
 /// Sleeps while the word has this value, at most `timeout_ns`.
-pub(crate) fn futex_wait(word: &AtomicU32, value: u32, timeout_ns: Option<u64>) -> Woken {
+pub(crate) fn futex_wait(word: &AtomicU32, value: u32, timeout_ns: Option<u64>) -> Wake {
     let time = timeout_ns.map(|ns| libc::timespec {
         tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
         tv_nsec: (ns % 1_000_000_000) as i64,
@@ -117,12 +117,12 @@ pub(crate) fn futex_wait(word: &AtomicU32, value: u32, timeout_ns: Option<u64>) 
         )
     };
     if result == 0 {
-        return Woken::Woken;
+        return Wake::Changed;
     }
     match std::io::Error::last_os_error().raw_os_error() {
-        Some(libc::ETIMEDOUT) => Woken::TimedOut,
-        Some(libc::EINTR) => Woken::Interrupted,
-        _ => Woken::Woken,
+        Some(libc::ETIMEDOUT) => Wake::TimedOut,
+        Some(libc::EINTR) => Wake::Interrupted,
+        _ => Wake::Changed,
     }
 }
 

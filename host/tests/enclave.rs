@@ -373,6 +373,23 @@ fn sealed_data_follows_image_signer_and_version() {
 }
 
 #[test]
+fn floating_point_is_as_it_was() {
+    let read = || {
+        let (mut mxcsr, mut control) = (0_u32, 0_u16);
+        // SAFETY: stores both to the stack.
+        unsafe { std::arch::asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &mut mxcsr, in(reg) &mut control) };
+        (mxcsr & !0x3f, control)
+    };
+    let (_enclave, guest) = start();
+    let before = read();
+    guest.round_otherwise().unwrap();
+    assert_eq!(read(), before);
+    let hasty = guest.with_deadline(Duration::from_millis(20));
+    hasty.spin().unwrap_err();
+    assert_eq!(read(), before);
+}
+
+#[test]
 fn small_services() {
     let (enclave, guest) = start();
     assert!(guest.is_emulated_alleged().unwrap());

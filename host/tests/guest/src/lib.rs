@@ -38,6 +38,8 @@ pub trait Guest {
     fn identity(&self) -> ([u8; 32], [u8; 32], u16, u16);
     fn random(&self) -> [u8; 32];
     fn is_emulated_alleged(&self) -> bool;
+    /// Leaves another rounding mode in MXCSR and the x87 control word.
+    fn round_otherwise(&self);
     fn pointers(&self) -> Vec<String>;
 }
 
