@@ -24,6 +24,10 @@ const HANDLE: u64 = 3;
 const FAULT: u64 = 4;
 const TRAP_EXIT: u64 = 5;
 const DIVIDE: u64 = 6;
+const REGISTERS: u64 = 7;
+const PATTERN: u64 = 8;
+const HALT: u64 = 9;
+const BREAKPOINT: u64 = 10;
 
 unsafe extern "C" {
     static enclos_test_enclave: u8;
@@ -50,6 +54,14 @@ enclos_test_enclave:
     je 5f
     cmp rdi, 6
     je 6f
+    cmp rdi, 7
+    je 20f
+    cmp rdi, 8
+    je 21f
+    cmp rdi, 9
+    je 22f
+    cmp rdi, 10
+    je 23f
     mov esi, 77
     jmp 8f
 1:  mov eax, 39
@@ -97,6 +109,40 @@ enclos_test_enclave:
     div ecx
     mov rsi, rax
     jmp 8f
+    # what EENTER put into the registers
+20: mov gs:[0x100], rax
+    mov gs:[0x108], rbx
+    mov gs:[0x110], rcx
+    rdfsbase rsi
+    mov gs:[0x118], rsi
+    rdgsbase rsi
+    mov gs:[0x120], rsi
+    mov gs:[0x128], rsp
+    mov gs:[0x130], rbp
+    jmp 8f
+    # registers whose values the SSA frame must show
+21: mov rax, 0x1111
+    movq xmm3, rax
+    mov rbx, 0x2222
+    mov rcx, 0x3333
+    mov rdx, 0x4444
+    mov rsi, 0x5555
+    mov rdi, 0x6666
+    mov rbp, 0x7777
+    mov r8, 0x8888
+    mov r9, 0x9999
+    mov r10, 0xaaaa
+    mov r11, 0xbbbb
+    mov r12, 0xcccc
+    mov r13, 0xdddd
+    mov r14, 0xeeee
+    mov r15, 0xffff
+    mov gs:[0x128], rsp
+    mov rsp, 0x1234
+    stc
+    ud2
+22: hlt
+23: int3
 9:  mov rsi, -1
 8:  mov rbx, gs:[0]
     mov eax, 4
@@ -303,4 +349,174 @@ fn eenter_checks_the_tcs() {
     let (_e, base) = enclave_with(true, |t| t.usable_frames = 0);
     let (run, _) = enter(base, EENTER, NOP, 0);
     assert_eq!((run.function, run.exception_vector), (EENTER, 14));
+}
+
+fn word(address: u64) -> u64 {
+    // SAFETY: a data or SSA page of the test's enclave: readable, for the emulator protects nothing.
+    unsafe { (address as *const u64).read_volatile() }
+}
+
+fn set_word(address: u64, value: u64) {
+    // SAFETY: as above.
+    unsafe { (address as *mut u64).write_volatile(value) }
+}
+
+/// GPRSGX of an SSA frame (SDM vol. 3D, table "GPRSGX"): the last 184 bytes.
+fn gprsgx(base: u64, frame: u64) -> u64 {
+    base + SSA + frame * 4096 + 4096 - 184
+}
+
+/// SDM vol. 3D, EENTER, operation: RAX = CSSA, RBX = the TCS, RCX = the next instruction, FS and GS bases from the TCS,
+/// RSP and RBP as they were and saved as URSP and URBP.
+#[test]
+fn eenter_sets_registers() {
+    // Without hints, so that FS is set as well.
+    let (_e, base) = enclave(false);
+    let (run, _) = enter(base, EENTER, REGISTERS, 0);
+    assert_eq!(run.function, EEXIT);
+    let [rax, rbx, _rcx, fs, gs, rsp, rbp] =
+        std::array::from_fn(|i| word(base + DATA + 0x100 + 8 * i as u64));
+    assert_eq!((rax, rbx, fs, gs), (0, base + TCS, base + 0x7000, base + DATA));
+    assert_eq!((word(gprsgx(base, 0) + 144), word(gprsgx(base, 0) + 152)), (rsp, rbp));
+}
+
+/// SDM vol. 3D, "Asynchronous Enclave Exit": the whole state goes into the SSA frame at CSSA, which then advances.
+#[test]
+fn an_asynchronous_exit_saves_everything() {
+    let (_e, base) = enclave(true);
+    let (run, _) = enter(base, EENTER, PATTERN, 0);
+    assert_eq!((run.function, run.exception_vector), (ERESUME, 6));
+    let at = gprsgx(base, 0);
+    let saved: [u64; 18] = std::array::from_fn(|i| word(at + 8 * i as u64));
+    let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi] = *saved.first_chunk().unwrap();
+    assert_eq!((rax, rcx, rdx, rbx), (0x1111, 0x3333, 0x4444, 0x2222));
+    assert_eq!((rsp, rbp, rsi, rdi), (0x1234, 0x7777, 0x5555, 0x6666));
+    for (i, value) in saved[8..16].iter().enumerate() {
+        assert_eq!(*value, 0x1111 * (i as u64 + 8));
+    }
+    assert_eq!(saved[16] & 1, 1, "CF");
+    let rip = saved[17];
+    assert!((base + CODE..base + CODE + 4096).contains(&rip));
+    // SAFETY: the enclave's code page is readable.
+    assert_eq!(unsafe { (rip as *const [u8; 2]).read() }, [0x0f, 0x0b], "RIP of the faulting instruction");
+    assert_eq!(word(at + 160) & 0xffff_ffff, 1 << 31 | 3 << 8 | 6, "EXITINFO");
+    assert_eq!(word(at + 176), base + DATA, "GSBASE");
+    assert_eq!(word(base + SSA + 160 + 3 * 16), 0x1111, "XMM3 in the XSAVE area");
+    let header: [u64; 8] = std::array::from_fn(|i| word(base + SSA + 512 + 8 * i as u64));
+    assert_eq!((header[0] & !7, &header[1..]), (0, &[0; 7][..]), "XSAVE header within XFRM");
+    // CSSA is 1 now.
+    let (run, _) = enter(base, EENTER, REGISTERS, 0);
+    assert_eq!((run.function, word(base + DATA + 0x100)), (EEXIT, 1));
+}
+
+/// SDM vol. 3D, "EXITINFO" and "EXINFO": #PF and #GP are reported only with MISCSELECT.EXINFO, with address and code.
+#[test]
+fn page_faults_are_described() {
+    let (_e, base) = enclave(true);
+    let (run, _) = enter(base, EENTER, FAULT, 0);
+    assert_eq!((run.exception_vector, run.exception_addr), (14, 0x5000));
+    let at = gprsgx(base, 0);
+    assert_eq!(word(at + 160) & 0xffff_ffff, 1 << 31 | 3 << 8 | 14);
+    assert_eq!(
+        (word(at - 16), word(at - 8) & 7),
+        (0x5000, 4),
+        "MADDR, ERRCD: a read in user mode, not present"
+    );
+    let (_e, base) = enclave(true);
+    let (run, _) = enter(base, EENTER, HALT, 0);
+    assert_eq!(run.exception_vector, 13);
+    assert_eq!(word(gprsgx(base, 0) + 160) & 0xffff_ffff, 1 << 31 | 3 << 8 | 13);
+}
+
+/// SDM vol. 3D, "INT3 Opt-out": without DBGOPTIN INT3 is a fault, #UD, with RIP at the instruction.
+#[test]
+fn int3_is_a_fault() {
+    let (_e, base) = enclave(true);
+    let (run, _) = enter(base, EENTER, BREAKPOINT, 0);
+    assert_eq!((run.function, run.exception_vector), (ERESUME, 6));
+    // SAFETY: the enclave's code page is readable.
+    assert_eq!(unsafe { (word(gprsgx(base, 0) + 136) as *const u8).read() }, 0xcc);
+}
+
+/// SDM vol. 3D, EENTER: a TCS that is in use, that is not a TCS, or that is not aligned.
+#[test]
+fn a_tcs_is_entered_by_one_thread() {
+    let (e, base) = enclave(true);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            thread_context().unwrap();
+            let (run, count) = enter(base, EENTER, SPIN, 300_000_000);
+            assert_eq!((run.function, count), (EEXIT, 300_000_000));
+        });
+        while e.transitions().eenter == 0 {
+            std::hint::spin_loop();
+        }
+        let (run, _) = enter(base, EENTER, NOP, 0);
+        assert_eq!((run.function, run.exception_vector), (EENTER, 13), "busy");
+    });
+    assert_eq!(enter(base, EENTER, NOP, 0).1, 77, "free again");
+    let mut run = Run::new(base + TCS + 8);
+    run.reserved[100] = 1;
+    // SAFETY: refused before anything is entered.
+    let refused = unsafe { enter_function()(0, 0, 0, EENTER, 0, 0, &raw mut run) };
+    assert_eq!(refused, -libc::EINVAL, "reserved bytes");
+    let mut run = Run::new(base + TCS + 8);
+    // SAFETY: as above.
+    assert_eq!(unsafe { enter_function()(0, 0, 0, EENTER, 0, 0, &raw mut run) }, 0);
+    assert_eq!((run.function, run.exception_vector), (EENTER, 13), "not aligned");
+    // SAFETY: as above.
+    assert_eq!(
+        unsafe { enter_function()(0, 0, 0, 4, 0, 0, &raw mut run) },
+        -libc::EINVAL,
+        "no entering leaf"
+    );
+}
+
+/// SDM vol. 3D, ERESUME: what XRSTOR or the loads of a changed SSA frame would fault on is #GP(0), and the TCS stays as
+/// it was.
+#[test]
+fn eresume_checks_the_frame() {
+    let (_e, base) = enclave(true);
+    let (run, _) = enter(base, EENTER, CALL, 0);
+    assert_eq!(run.exception_vector, 6);
+    let frame = base + SSA;
+    let at = gprsgx(base, 0);
+    let bad = [
+        (frame + 512, 1 << 9),        // XSTATE_BV beyond XFRM
+        (frame + 520, 1 << 63),       // compacted format
+        (frame + 528, 1),             // reserved header bytes
+        (frame + 24, 0xffff_0000),    // MXCSR reserved bits
+        (at + 136, 0x8000_0000_0000), // RIP not canonical
+        (at + 32, 0x8000_0000_0000),  // RSP not canonical
+        (at + 168, 0x8000_0000_0000), // FS base not canonical
+        (at + 176, 0x8000_0000_0000), // GS base not canonical
+    ];
+    for (place, value) in bad {
+        let before = word(place);
+        set_word(place, value);
+        let (run, _) = enter(base, ERESUME, 0, 0);
+        assert_eq!((run.function, run.exception_vector), (ERESUME, 13), "{:#x}", place - frame);
+        set_word(place, before);
+    }
+    let (run, _) = enter(base, EENTER, HANDLE, 0);
+    assert_eq!(run.function, EEXIT);
+    let (run, rsi) = enter(base, ERESUME, 0, 0);
+    assert_eq!((run.function, rsi), (EEXIT, 1234));
+}
+
+/// SDM vol. 3D, EENTER and EEXIT by an ENCLU of the host's own: execution goes on after it, and RCX is the AEP then.
+#[test]
+fn enclu_outside_of_the_enter_function() {
+    let (_e, base) = enclave(false);
+    let (rcx, rsi): (u64, u64);
+    // SAFETY: RSP is the host's again after EEXIT; the enclave changes what is declared.
+    unsafe {
+        core::arch::asm!(
+            "push rbx", "mov rbx, r10", ".byte 0x0f, 0x01, 0xd7", "pop rbx",
+            in("r10") base + TCS, inout("rax") 2_u64 => _, inout("rcx") 0x1000_u64 => rcx,
+            inout("rdi") NOP => _, out("rsi") rsi, out("rdx") _, out("r8") _, out("r9") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+    assert_eq!((rcx, rsi), (0x1000, 77));
 }
