@@ -177,7 +177,7 @@ fn registers_do_not_leak_what_they_must_not() {
             "push r11", "push rax", "call r10", "pop rcx", "pop rcx",
             "vmovdqu [rcx], ymm0", "vmovdqu [rcx + 32], ymm1", "vmovdqu [rcx + 64], ymm7",
             "vmovdqu [rcx + 96], ymm8", "vmovdqu [rcx + 128], ymm15",
-            inout("r10") function as u64 => general[0], inout("r11") vectors.as_mut_ptr() as u64 => general[1], out("r12") general[2],
+            inout("r10") function as usize as u64 => general[0], inout("r11") vectors.as_mut_ptr() as u64 => general[1], out("r12") general[2],
             out("r13") general[3], out("r14") general[4], out("r15") general[5],
             inout("rax") &raw mut run => _,
             inout("rdi") op::CALL => _, inout("rsi") &raw const request => _, inout("rdx") 8_u64 => _,

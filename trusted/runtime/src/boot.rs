@@ -101,7 +101,7 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     if given.abi_version != ABI_VERSION || given.frame_count != threads {
         return Err(refusal::START_INFO);
     }
-    if !host::is_outside(given.frames, threads * FRAME_SIZE) || given.frames % PAGE != 0 {
+    if !host::is_outside(given.frames, threads * FRAME_SIZE) || !given.frames.is_multiple_of(PAGE) {
         return Err(refusal::POINTER);
     }
     APP[0].store(base + image.app, Ordering::Relaxed);

@@ -60,7 +60,7 @@ pub fn now(me: &mut Thread, clock: Clock) -> Result<u64, Errno> {
             if clock == Clock::Realtime { &REALTIME } else { &MONOTONIC }.load(Ordering::Relaxed),
         );
         core::sync::atomic::fence(Ordering::Acquire);
-        if sequence % 2 == 0 && SEQUENCE.load(Ordering::Relaxed) == sequence {
+        if sequence.is_multiple_of(2) && SEQUENCE.load(Ordering::Relaxed) == sequence {
             break v;
         }
         core::hint::spin_loop();
@@ -68,7 +68,7 @@ pub fn now(me: &mut Thread, clock: Clock) -> Result<u64, Errno> {
     let (tsc, hz, scale, at) = base;
     let ticks = if hz == 0 { u64::MAX } else { crate::cpu::rdtsc().wrapping_sub(tsc) };
     let ns = if ticks < hz {
-        at.saturating_add((u128::from(ticks) * u128::from(scale) >> 32) as u64)
+        at.saturating_add(((u128::from(ticks) * u128::from(scale)) >> 32) as u64)
     } else {
         let sample = ask(me)?;
         set(&sample);

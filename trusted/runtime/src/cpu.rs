@@ -61,7 +61,7 @@ pub unsafe extern "C" fn cpuid(leaf: u32, subleaf: u32, out: *mut [u32; 4]) {
     } else {
         0
     };
-    let key = u64::from(leaf) << 32 | u64::from(subleaf) + 1;
+    let key = (u64::from(leaf) << 32) | (u64::from(subleaf) + 1);
     let answer = match cached(key) {
         Some(a) => a,
         None => {

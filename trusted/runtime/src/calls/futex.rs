@@ -25,7 +25,7 @@ pub fn futex(
     at2: u64,
     value3: u32,
 ) -> Outcome {
-    if at % 4 != 0 {
+    if !at.is_multiple_of(4) {
         return Err(Errno::INVAL);
     }
     own::<u32>(at)?;

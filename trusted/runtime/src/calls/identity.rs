@@ -39,7 +39,7 @@ pub fn getrandom(to: u64, len: u64) -> Outcome {
 
 /// sched_getaffinity(2): as many CPUs as the host offers, at most one a thread.
 pub fn sched_getaffinity(len: u64, to: u64) -> Outcome {
-    if len < 8 || len % 8 != 0 {
+    if len < 8 || !len.is_multiple_of(8) {
         return Err(Errno::INVAL);
     }
     let len = len.min(128);

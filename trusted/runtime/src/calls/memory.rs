@@ -29,7 +29,8 @@ pub fn mmap(at: u64, len: u64, protection: u64, flags: u64, _fd: u64) -> Outcome
 /// mprotect(2): permissions of SGX1 pages are fixed; asking for less than there is succeeds, as does asking for what
 /// is there. RELRO pages of the application stay writable.
 pub fn mprotect(at: u64, len: u64) -> Outcome {
-    let own = memory::is_heap(at, len) || (crate::boot::in_application(at) && at % memory::PAGE == 0);
+    let own =
+        memory::is_heap(at, len) || (crate::boot::in_application(at) && at.is_multiple_of(memory::PAGE));
     if own { Ok(0) } else { Err(Errno::NOMEM) }
 }
 
