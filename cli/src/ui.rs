@@ -4,8 +4,8 @@
 //! `CLICOLOR_FORCE`.
 
 use std::error::Error;
-use std::fmt::Display;
-use std::io::IsTerminal as _;
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
@@ -21,6 +21,24 @@ pub(crate) const BAD: Style = AnsiColor::Red.on_default().bold();
 pub(crate) const LABEL: Style = AnsiColor::Cyan.on_default();
 /// Less important.
 pub(crate) const DIM: Style = Style::new().dimmed();
+
+/// One line of a result, on standard output.
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::ui::print(format_args!($($arg)*)) };
+}
+pub(crate) use say;
+
+/// What [`say`] does. A reader that has gone away (`enclos inspect | head`) is no error, and ends the command.
+pub(crate) fn print(line: fmt::Arguments<'_>) {
+    match writeln!(anstream::stdout(), "{line}") {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            let _ = writeln!(io::stderr(), "error: cannot write the result: {e}");
+            std::process::exit(1);
+        }
+    }
+}
 
 /// How much is said.
 #[derive(Clone, Copy, Debug)]

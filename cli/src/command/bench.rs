@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{Error, Outcome, build, say_json};
 use crate::embedded;
 use crate::project::Project;
-use crate::ui::{DIM, LABEL, Ui};
+use crate::ui::{DIM, LABEL, Ui, say};
 
 /// Measures what calls, Linux calls and starts cost on this machine.
 ///
@@ -326,7 +326,7 @@ impl Table<'_> {
         }
         self.bar = None;
         if self.rows == 1 {
-            anstream::println!(
+            say!(
                 "{DIM}{:<38} {:>10} {:>10} {:>10}    {:>6}  baseline{DIM:#}",
                 "",
                 "median",
@@ -336,7 +336,7 @@ impl Table<'_> {
             );
         }
         let said = |v: f64| if v < 100.0 { format!("{v:.1}") } else { format!("{v:.0}") };
-        anstream::println!(
+        say!(
             "{LABEL}{name:<38}{LABEL:#} {:>10} {:>10} {:>10} {unit} {ratio:>6.2}  {} {unit}: {baseline}",
             said(a.median),
             said(a.min),

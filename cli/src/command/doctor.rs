@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use enclos_platform::inventory::{Fact, Inventory, NeededBy, Status, Verdict};
 
 use super::{Outcome, say_json};
-use crate::ui::{BAD, DIM, GOOD, LABEL, Ui, WARN};
+use crate::ui::{BAD, DIM, GOOD, LABEL, Ui, WARN, say};
 
 /// Says what this machine has and lacks for enclaves, and what to do about it.
 ///
@@ -41,12 +41,12 @@ fn say(inventory: &Inventory) {
             Status::Limited => (WARN, "warn"),
             Status::Info => (DIM, "info"),
         };
-        anstream::println!("{style}{word:>8}{style:#}  {LABEL}{}{LABEL:#}: {}", fact.name, fact.value);
+        say!("{style}{word:>8}{style:#}  {LABEL}{}{LABEL:#}: {}", fact.name, fact.value);
         if let Some(cure) = fact.cure {
-            anstream::println!("{:>8}  {DIM}{}{cure}{DIM:#}", "", needed_by(fact));
+            say!("{:>8}  {DIM}{}{cure}{DIM:#}", "", needed_by(fact));
         }
     }
-    println!();
+    say!("");
     say_verdict("SGX hardware", &inventory.hardware, "enclaves run protected");
     say_verdict("Emulator", &inventory.emulated, "the same images run, and nothing protects them");
 }
@@ -62,8 +62,8 @@ fn needed_by(fact: &Fact) -> &'static str {
 
 fn say_verdict(platform: &str, verdict: &Verdict, meaning: &str) {
     if verdict.usable {
-        anstream::println!("{GOOD}{platform}{GOOD:#} can be used: {meaning}.");
+        say!("{GOOD}{platform}{GOOD:#} can be used: {meaning}.");
     } else {
-        anstream::println!("{BAD}{platform}{BAD:#} cannot be used; missing: {}.", verdict.missing.join(", "));
+        say!("{BAD}{platform}{BAD:#} cannot be used; missing: {}.", verdict.missing.join(", "));
     }
 }

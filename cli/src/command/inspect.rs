@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{Error, Outcome, read_image, say_json};
 use crate::project::Project;
-use crate::ui::{BAD, DIM, GOOD, LABEL, Ui, WARN};
+use crate::ui::{BAD, DIM, GOOD, LABEL, Ui, WARN, say};
 use crate::{linux_calls, project};
 
 const EXAMPLES: &str = "\
@@ -220,7 +220,7 @@ fn say(path: &Path, i: &Inspection) {
 
     heading("Contracts");
     if i.contracts.is_empty() {
-        println!("  none");
+        say!("  none");
     }
     i.contracts.iter().for_each(say_contract);
 
@@ -236,7 +236,7 @@ fn say(path: &Path, i: &Inspection) {
     row("threads", format_args!("{}, heap {}, stack {}", m.threads, size(m.heap_bytes), size(m.stack_bytes)));
     for a in &i.layout {
         let contents = if a.contents_measured { "measured" } else { "place and permissions measured" };
-        anstream::println!(
+        say!(
             "  {DIM}{:>#11x}{DIM:#}  {:>10}  {}  {LABEL}{}{LABEL:#} {DIM}{contents}{DIM:#}",
             a.offset,
             size(a.size),
@@ -262,7 +262,7 @@ fn say(path: &Path, i: &Inspection) {
 fn say_contract(c: &Contract) {
     let direction =
         if c.host_service { "the enclave calls it in the host" } else { "the host calls it in the enclave" };
-    anstream::println!(
+    say!(
         "  {LABEL}{}{LABEL:#} of {} {DIM}{direction}; hash {}…{DIM:#}",
         c.name,
         c.crate_name,
@@ -271,7 +271,7 @@ fn say_contract(c: &Contract) {
     for m in &c.methods {
         let args: Vec<String> = m.args.iter().map(|a| format!("{}: {}", a.name, a.ty)).collect();
         let result = if m.result == "()" { String::new() } else { format!(" -> {}", m.result) };
-        println!("    {}({}){result}", m.name, args.join(", "));
+        say!("    {}({}){result}", m.name, args.join(", "));
     }
 }
 
@@ -295,11 +295,11 @@ fn say_calls(c: &Calls) {
 }
 
 fn heading(text: &str) {
-    anstream::println!("\n{GOOD}{text}{GOOD:#}");
+    say!("\n{GOOD}{text}{GOOD:#}");
 }
 
 fn row(name: &str, value: impl std::fmt::Display) {
-    anstream::println!("  {LABEL}{name:<12}{LABEL:#} {value}");
+    say!("  {LABEL}{name:<12}{LABEL:#} {value}");
 }
 
 fn list(names: &[String]) -> String {

@@ -17,7 +17,7 @@ use enclos_host::{CallError, ConnectError, End, StartError};
 use enclos_pack::{BuildError, ConfigError, ImageError, SignError};
 
 use crate::embedded::WriteError;
-use crate::ui::Ui;
+use crate::ui::{Ui, say};
 
 /// What a command comes to.
 pub(crate) type Outcome = Result<ExitCode, Error>;
@@ -93,7 +93,7 @@ fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
 
 /// A result for programs: one line of JSON on standard output.
 fn say_json(value: &impl serde::Serialize) {
-    println!("{}", serde_json::to_string(value).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}")));
+    say!("{}", serde_json::to_string(value).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}")));
 }
 
 /// The identity of an image, for people.

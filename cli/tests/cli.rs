@@ -1,0 +1,177 @@
+//! The command as people and scripts meet it: exit codes, messages, JSON, and signing in one step and in two.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use enclos_pack::{Config, PackInput, SigningKey, pack};
+use serde_json::Value;
+
+const KEY: &str = include_str!("data/test-only-key.pem");
+
+fn enclos(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_enclos"));
+    command.current_dir(folder).stdin(Stdio::null());
+    for variable in ["ENCLOS_KEY", "ENCLOS_PLATFORM", "NO_COLOR", "CLICOLOR_FORCE", "SOURCE_DATE_EPOCH"] {
+        command.env_remove(variable);
+    }
+    command.env("ENCLOS_STATE", folder.join("state"));
+    command
+}
+
+fn ok(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    assert!(status.success(), "{status}: {}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap()
+}
+
+fn fails(command: &mut Command, code: i32) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(code), "{stderr}");
+    assert!(stdout.is_empty(), "errors belong on standard error");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+/// An unsigned image of a C program, as `vault.enclave` in the folder.
+fn image(folder: &Path) {
+    let (source, elf) = (folder.join("hello.c"), folder.join("hello"));
+    fs::write(
+        &source,
+        "#include <stdio.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
+         int main(int c, char **v) { printf(\"inside %s\\n\", c > 1 ? v[1] : \"-\"); syscall(SYS_inotify_init); return c; }\n",
+    )
+    .unwrap();
+    let built =
+        Command::new("gcc").args(["-O2", "-static-pie", "-o"]).arg(&elf).arg(&source).status().unwrap();
+    assert!(built.success());
+    let config =
+        Config::parse("name = \"hello\"\nthreads = 2\nheap = \"4 MiB\"", Path::new("enclos.toml")).unwrap();
+    let app = fs::read(elf).unwrap();
+    let image = pack(&PackInput { runtime: enclos_pack::runtime(), app: &app, config: &config }).unwrap();
+    fs::write(folder.join("hello.enclave"), image.to_file_bytes()).unwrap();
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let help = ok(enclos(folder.path()).arg("--help"));
+    assert!(help.contains("Exit codes:") && help.contains("enclos new demo"));
+    for command in ["new", "build", "sign", "keygen", "inspect", "run", "doctor", "bench"] {
+        let help = ok(enclos(folder.path()).args([command, "--help"]));
+        assert!(
+            help.contains("enclos ") && (help.contains("Example") || help.contains("In one step")),
+            "{help}"
+        );
+    }
+}
+
+#[test]
+fn wrong_usage_and_missing_things_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    fails(enclos(here).arg("no-such-command"), 2);
+    fails(enclos(here).args(["new", "Not A Name"]), 2);
+    fails(enclos(here).args(["sign", "x.enclave"]), 2);
+    let said = fails(enclos(here).arg("build"), 1);
+    assert!(said.contains("enclos.toml") && said.contains("enclos new"), "{said}");
+    let said = fails(enclos(here).args(["inspect", "no-such.enclave"]), 1);
+    assert!(said.contains("no-such.enclave"), "{said}");
+    fs::write(here.join("enclos.toml"), "name = \"x\"\nthread = 4\n").unwrap();
+    let said = fails(enclos(here).arg("build"), 1);
+    assert!(said.contains("enclos.toml:2") && said.contains("threads"), "{said}");
+    fs::write(here.join("enclos.toml"), "name = \"x\"\n").unwrap();
+    let said = fails(enclos(here).arg("inspect"), 1);
+    assert!(said.contains("enclos build"), "{said}");
+    fs::write(here.join("text.enclave"), "not an image").unwrap();
+    let said = fails(enclos(here).args(["inspect", "text.enclave"]), 1);
+    assert!(said.contains("text.enclave") && said.contains("not an .enclave file"), "{said}");
+}
+
+#[test]
+fn doctor_answers_people_and_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let inventory = json(&ok(enclos(folder.path()).args(["doctor", "--json"])));
+    assert!(inventory["facts"].as_array().unwrap().len() > 5);
+    let said = ok(enclos(folder.path()).arg("doctor"));
+    assert!(said.contains("Emulator can be used") && !said.contains('\x1b'), "{said}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    image(folder.path());
+    let mut child = enclos(folder.path())
+        .args(["inspect", "hello.enclave"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success());
+}
+
+#[test]
+fn signing_in_one_step_and_in_two_gives_the_same_signer_and_measurement() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    image(here);
+    fs::write(here.join("key.pem"), KEY).unwrap();
+    let key = SigningKey::from_pem(KEY).unwrap();
+    fs::write(here.join("key.pub.pem"), key.public().to_pem().unwrap()).unwrap();
+
+    let one = json(&ok(enclos(here).args([
+        "sign",
+        "hello.enclave",
+        "--key",
+        "key.pem",
+        "-o",
+        "one.enclave",
+        "--json",
+    ])));
+    let emitted = json(&ok(enclos(here).args(["sign", "hello.enclave", "--emit-body", "body", "--json"])));
+    assert_eq!(emitted["mrenclave"], one["mrenclave"]);
+    // As an HSM would.
+    let body: [u8; 256] = fs::read(here.join("body")).unwrap().try_into().unwrap();
+    fs::write(here.join("signature"), key.sign_body(&body).unwrap()).unwrap();
+    let attach =
+        ["sign", "hello.enclave", "--attach", "signature", "--body", "body", "--public-key", "key.pub.pem"];
+    let two = json(&ok(enclos(here).args(attach).args(["-o", "two.enclave", "--json"])));
+    assert_eq!((&one["mrenclave"], &one["mrsigner"]), (&two["mrenclave"], &two["mrsigner"]));
+    let inspected = json(&ok(enclos(here).args(["inspect", "two.enclave", "--json"])));
+    assert_eq!(inspected["identity"]["mrsigner"], one["mrsigner"]);
+    assert_eq!(inspected["signature"]["state"], "valid");
+
+    // A signature over something else, and one that was cut short.
+    let mut other = body;
+    other[200] ^= 1;
+    fs::write(here.join("signature"), key.sign_body(&other).unwrap()).unwrap();
+    let said = fails(enclos(here).args(attach), 1);
+    assert!(said.contains("does not verify"), "{said}");
+    fs::write(here.join("signature"), [1; 100]).unwrap();
+    fails(enclos(here).args(attach), 1);
+}
+
+#[test]
+fn an_image_tells_which_linux_calls_it_was_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    image(here);
+    fs::write(here.join("key.pem"), KEY).unwrap();
+    ok(enclos(here).args(["sign", "hello.enclave", "--key", "key.pem"]));
+    let said =
+        json(&ok(enclos(here).args(["inspect", "hello.enclave", "--runtime", "--json", "--", "there"])));
+    let run = &said["runtime"];
+    assert_eq!(run["ended"], "exit status 2");
+    let refused = run["refused_calls"].as_array().unwrap();
+    assert!(refused.iter().any(|r| r["name"] == "inotify_init" && r["count"] == 1), "{run}");
+    assert!(run["direct"].as_u64().unwrap() > 5);
+}
