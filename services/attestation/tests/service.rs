@@ -1,0 +1,422 @@
+//! The service as a library: keys, signatures, the store, and that no input makes it panic.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    rsa::{KeyPair, KeySize},
+    signature::{self, UnparsedPublicKey},
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use der::Decode;
+use enclos_attestation_service::{
+    AttestRequest, AttestationType, Authentication, Config, ConfigError, Service, ServiceError,
+    TenantContext,
+    authentication::{Authenticator, BearerError},
+    jws::{self, Jws, JwsError, base64url, decode_base64},
+    store::Store,
+    tokens::{ATTESTATION_LIFETIME, KeyRing},
+};
+use serde_json::{Map, Value, json};
+
+const HOUR: u64 = 3_600_000;
+const DAY: u64 = 24 * HOUR;
+const QUOTE: &[u8] = include_bytes!("../../../verifier/tests/data/sgx_v3.bin");
+const PERMIT: &str = "version=1.0; authorizationrules { => permit(); }; issuancerules {};";
+
+/// Whether a token is signed by one of the keys of `/certs`, as a relying party finds it.
+fn validates(token: &str, published: &[jws::Jwk]) -> bool {
+    let (signed, signature) = token.rsplit_once('.').expect("a token has a signature");
+    let (header, _) = signed.split_once('.').expect("a token has a header");
+    let header: Value = serde_json::from_slice(&decode_base64(header).unwrap()).unwrap();
+    let Some(key) = published.iter().find(|key| key.kid.as_deref() == header["kid"].as_str()) else {
+        return false;
+    };
+    let certificate = x509_cert::Certificate::from_der(&decode_base64(&key.x5c[0]).unwrap()).unwrap();
+    let info = certificate.tbs_certificate().subject_public_key_info();
+    UnparsedPublicKey::new(&signature::RSA_PKCS1_2048_8192_SHA256, info.subject_public_key.raw_bytes())
+        .verify(signed.as_bytes(), &decode_base64(signature).unwrap())
+        .is_ok()
+}
+
+#[test]
+fn keys_rotate_without_breaking_validation() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let start = 1_800_000_000_000;
+    let ring = KeyRing::open(&store, start, 30 * DAY).unwrap();
+    let (mut tokens, mut cached): (Vec<(u64, String)>, _) = (Vec::new(), ring.published());
+    let mut cached_at = start;
+    let mut signers = Vec::new();
+    for hour in (0..24 * 100).step_by(4) {
+        let now = start + hour * HOUR;
+        ring.rotate(&store, now).unwrap();
+        let key = ring.signing(now);
+        if signers.last().map(String::as_str) != Some(key.id()) {
+            signers.push(key.id().to_owned());
+        }
+        let token = key.sign("https://localhost", &Map::from_iter([("n".to_owned(), json!(hour))])).unwrap();
+        // Who fetched the keys up to twenty hours ago need not fetch them again.
+        assert!(validates(&token, &cached), "hour {hour}");
+        if now >= cached_at + 20 * HOUR {
+            (cached, cached_at) = (ring.published(), now);
+        }
+        tokens.push((now, token));
+        tokens.retain(|(signed, _)| now <= signed + ATTESTATION_LIFETIME * 1000);
+        let published = ring.published();
+        assert!(published.len() <= 3);
+        for (signed, token) in &tokens {
+            assert!(validates(token, &published), "signed at {signed}, now {now}");
+        }
+    }
+    assert_eq!(signers.len(), 4, "{signers:?}");
+    // The same keys after a restart.
+    let again = KeyRing::open(&store, start + 100 * DAY, 30 * DAY).unwrap();
+    assert_eq!(again.published(), ring.published());
+}
+
+struct Signer {
+    certificate: Vec<u8>,
+    sign: Box<dyn Fn(&[u8]) -> Vec<u8>>,
+}
+
+fn rsa_signer() -> Signer {
+    let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
+    let der = aws_lc_rs::encoding::AsDer::<aws_lc_rs::encoding::Pkcs8V1Der<'_>>::as_der(&pair).unwrap();
+    let key =
+        rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der.as_ref().into(), &rcgen::PKCS_RSA_SHA256).unwrap();
+    let sign = move |bytes: &[u8]| {
+        let mut signature = vec![0; pair.public_modulus_len()];
+        pair.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), bytes, &mut signature).unwrap();
+        signature
+    };
+    Signer { certificate: certificate(&key), sign: Box::new(sign) }
+}
+
+fn ec_signer() -> Signer {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let pair = signature::EcdsaKeyPair::from_pkcs8(
+        &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+        &key.serialize_der(),
+    )
+    .unwrap();
+    let sign = move |bytes: &[u8]| pair.sign(&SystemRandom::new(), bytes).unwrap().as_ref().to_vec();
+    Signer { certificate: certificate(&key), sign: Box::new(sign) }
+}
+
+fn certificate(key: &rcgen::KeyPair) -> Vec<u8> {
+    rcgen::CertificateParams::default().self_signed(key).unwrap().der().to_vec()
+}
+
+impl Signer {
+    /// A JWS whose header names any algorithm and carries the certificate in `x5c`, or in a `jwk`.
+    fn jws(&self, algorithm: &str, in_jwk: bool, payload: &Value) -> String {
+        let x5c = json!([BASE64_STANDARD.encode(&self.certificate)]);
+        let header = if in_jwk {
+            json!({ "alg": algorithm, "jwk": { "x5c": x5c } })
+        } else {
+            json!({ "alg": algorithm, "x5c": x5c })
+        };
+        let signed = format!(
+            "{}.{}",
+            base64url(header.to_string().as_bytes()),
+            base64url(payload.to_string().as_bytes())
+        );
+        let signature = base64url(&(self.sign)(signed.as_bytes()));
+        format!("{signed}.{signature}")
+    }
+}
+
+fn policy_payload(policy: &str) -> Value {
+    json!({ "AttestationPolicy": base64url(policy.as_bytes()) })
+}
+
+#[test]
+fn signatures_are_verified_by_key_whatever_the_header_calls_the_algorithm() {
+    for signer in [rsa_signer(), ec_signer()] {
+        for (algorithm, in_jwk) in [("RS256", false), ("RSA256", true), ("ES256", false), ("ECDH256", true)] {
+            let jws = signer.jws(algorithm, in_jwk, &policy_payload(PERMIT));
+            let verified = Jws::verify(&jws).unwrap();
+            assert_eq!(verified.signer.unwrap().certificates, [signer.certificate.clone()]);
+            // A header that denies the signature must not make it go away.
+            let (_, rest) = jws.split_once('.').unwrap();
+            let stripped = format!("{}.{rest}", base64url(br#"{"alg":"none"}"#));
+            assert_eq!(Jws::verify(&stripped), Err(JwsError::UnexpectedSignature));
+        }
+        // Another's certificate, another payload.
+        let other = rsa_signer();
+        let forged = Signer { certificate: other.certificate, sign: signer.sign };
+        let forged = forged.jws("RS256", false, &policy_payload(PERMIT));
+        assert_eq!(Jws::verify(&forged), Err(JwsError::Signature));
+    }
+    for (text, error) in
+        [("", JwsError::Parts(0)), ("a.b", JwsError::Parts(1)), ("a.b.c.d", JwsError::Parts(3))]
+    {
+        assert_eq!(Jws::verify(text), Err(error));
+    }
+}
+
+fn configuration(folder: &Path, extra: &str) -> Config {
+    let collateral = folder.join("collateral");
+    std::fs::create_dir_all(&collateral).unwrap();
+    let recorded = include_bytes!("../../../verifier/tests/data/sgx_v3.json");
+    std::fs::write(collateral.join("sgx_v3.json"), recorded).unwrap();
+    let path = folder.join("service.toml");
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\ndata = \"data\"\ncollateral = \"collateral\"\n\
+         evidence_time = \"2025-06-27T23:29:34Z\"\n{extra}\n[[tenant]]\nhost = \"localhost\"\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    Config::read(&path).unwrap()
+}
+
+fn tenant(isolated: bool) -> TenantContext {
+    TenantContext { name: "localhost".into(), issuer: "https://localhost".into(), isolated }
+}
+
+fn attest(service: &Service, kind: AttestationType, request: Value) -> Result<Value, ServiceError> {
+    let request: AttestRequest =
+        serde_json::from_value(request).map_err(|error| ServiceError::InvalidParameter(error.to_string()))?;
+    service.attest(&tenant(false), kind, &request)
+}
+
+fn claims(answer: &Value) -> Value {
+    let token = answer["token"].as_str().unwrap();
+    serde_json::from_slice(&decode_base64(token.split('.').nth(1).unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn attests_a_recorded_quote() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::open(&configuration(folder.path(), "")).unwrap();
+    let request = json!({ "quote": base64url(QUOTE), "nonce": "n" });
+    let answer = attest(&service, AttestationType::SgxEnclave, request).unwrap();
+    let claims = claims(&answer);
+    assert_eq!(claims["x-ms-sgx-mrenclave"], hex::encode(&QUOTE[48 + 64..48 + 96]));
+    assert_eq!(claims["sgx-mrenclave"], claims["x-ms-sgx-mrenclave"]);
+    assert_eq!(claims["nonce"], "n");
+    let keys: Vec<jws::Jwk> = serde_json::from_value(service.published_keys()["keys"].clone()).unwrap();
+    assert!(validates(answer["token"].as_str().unwrap(), &keys));
+    // Judged at a time when the collateral is not in force.
+    let config = Config {
+        evidence_time: Some("2026-06-27T00:00:00Z".parse().unwrap()),
+        ..configuration(folder.path(), "")
+    };
+    drop(service);
+    let late = Service::open(&config).unwrap();
+    let error = attest(&late, AttestationType::SgxEnclave, json!({ "quote": base64url(QUOTE) })).unwrap_err();
+    assert!(
+        matches!(&error, ServiceError::InvalidParameter(reason) if reason.contains("valid until")),
+        "{error}"
+    );
+}
+
+#[test]
+fn statuses_that_are_not_accepted_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::open(&configuration(folder.path(), "tcb = { accept = [\"UpToDate\"] }")).unwrap();
+    let error =
+        attest(&service, AttestationType::SgxEnclave, json!({ "quote": base64url(QUOTE) })).unwrap_err();
+    assert!(error.to_string().contains("TCB status ConfigurationAndSWHardeningNeeded"), "{error}");
+}
+
+/// Small generator of pseudo-random numbers (xorshift), so that a failure can be repeated.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % bound as u64).expect("a remainder of a usize")
+    }
+
+    fn mutate(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..=self.below(2) {
+            if bytes.is_empty() {
+                return;
+            }
+            let at = self.below(bytes.len());
+            match self.below(5) {
+                0 => bytes[at] ^= 1 << self.below(8),
+                1 => bytes[at] = u8::try_from(self.below(256)).unwrap(),
+                2 => drop(bytes.remove(at)),
+                3 => bytes.truncate(at),
+                _ => {
+                    let end = (at + self.below(20)).min(bytes.len());
+                    let part = bytes[at..end].to_vec();
+                    bytes.splice(at..at, part);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn mutated_input_is_refused_or_says_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::open(&configuration(folder.path(), "")).unwrap();
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let mr_enclave = hex::encode(&QUOTE[48 + 64..48 + 96]);
+    for _ in 0..1500 {
+        let mut quote = QUOTE.to_vec();
+        random.mutate(&mut quote);
+        match attest(&service, AttestationType::SgxEnclave, json!({ "quote": base64url(&quote) })) {
+            // Bytes after the quote, and those nothing is signed over, may differ.
+            Ok(answer) => assert_eq!(claims(&answer)["x-ms-sgx-mrenclave"], mr_enclave),
+            Err(ServiceError::InvalidParameter(reason)) => assert!(!reason.is_empty()),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    let request = json!({ "quote": base64url(QUOTE), "runtimeData": { "data": "AAAA", "dataType": "JSON" }, "draftPolicyForAttestation": PERMIT });
+    for _ in 0..3000 {
+        let mut text = request.to_string().into_bytes();
+        random.mutate(&mut text);
+        if let Ok(request) = serde_json::from_slice::<AttestRequest>(&text) {
+            let kind = AttestationType::ALL[random.below(4)];
+            if let Err(ServiceError::Store(_) | ServiceError::Key(_)) =
+                service.attest(&tenant(false), kind, &request)
+            {
+                panic!("a request broke the service");
+            }
+        }
+    }
+    let signer = ec_signer();
+    let signed = signer.jws("ES256", false, &policy_payload(PERMIT));
+    for _ in 0..5000 {
+        let mut text = signed.clone().into_bytes();
+        random.mutate(&mut text);
+        let Ok(text) = String::from_utf8(text) else { continue };
+        if let Ok(verified) = Jws::verify(&text) {
+            assert_eq!(verified.payload, policy_payload(PERMIT).to_string().as_bytes(), "{text}");
+        }
+        let _ = service.set_policy(&tenant(true), AttestationType::SgxEnclave, &text);
+        let _ = service.change_certificate(&tenant(true), &text, true);
+        let _ = service.change_certificate(&tenant(true), &text, false);
+    }
+    assert!(service.certificates(&tenant(true)).is_ok());
+}
+
+#[test]
+fn what_must_not_be_open_to_a_network_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = configuration(folder.path(), "");
+    let open = Config { listen: "0.0.0.0:0".parse().unwrap(), ..config.clone() };
+    assert!(matches!(open.checked(), Err(ConfigError::Exposed { missing: "tls", .. })));
+    let none = Config { tenants: Vec::new(), ..config.clone() };
+    assert!(matches!(none.checked(), Err(ConfigError::Tenants(_))));
+    let twice = Config { tenants: [config.tenants.clone(), config.tenants.clone()].concat(), ..config };
+    assert!(matches!(twice.checked(), Err(ConfigError::Tenants(_))));
+}
+
+#[test]
+fn bearer_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let signer = ec_signer();
+    let certificate = x509_cert::Certificate::from_der(&signer.certificate).unwrap();
+    let point =
+        certificate.tbs_certificate().subject_public_key_info().subject_public_key.raw_bytes().to_vec();
+    let jwks = folder.path().join("jwks.json");
+    let key = json!({ "kty": "EC", "crv": "P-256", "kid": "k", "x": base64url(&point[1..33]), "y": base64url(&point[33..]) });
+    std::fs::write(&jwks, json!({ "keys": [{ "kty": "oct", "k": "AAAA" }, key] }).to_string()).unwrap();
+    let configuration = Authentication { issuer: "https://issuer".into(), audience: "us".into(), jwks };
+    let authenticator = Authenticator::read(&configuration).unwrap();
+    let now = 1_800_000_000;
+    let payload = |changed: &[(&str, Value)]| {
+        let mut payload = json!({ "iss": "https://issuer", "aud": "us", "exp": now + 600, "nbf": now - 600 });
+        for (name, value) in changed {
+            payload[*name] = value.clone();
+        }
+        payload
+    };
+    let check = |signer: &Signer, algorithm: &str, payload: &Value| {
+        let header = json!({ "alg": algorithm, "kid": "k" });
+        let signed = format!(
+            "{}.{}",
+            base64url(header.to_string().as_bytes()),
+            base64url(payload.to_string().as_bytes())
+        );
+        let signature = base64url(&(signer.sign)(signed.as_bytes()));
+        authenticator.check(Some(&format!("Bearer {signed}.{signature}")), now)
+    };
+    assert_eq!(check(&signer, "ES256", &payload(&[])), Ok(()));
+    assert_eq!(check(&signer, "ES256", &payload(&[("aud", json!(["them", "us"]))])), Ok(()));
+    for (changed, error) in [
+        (("iss", json!("https://other")), BearerError::Claim("issuer")),
+        (("aud", json!("them")), BearerError::Claim("audience")),
+        (("aud", json!([])), BearerError::Claim("audience")),
+        (("exp", json!(now - 61)), BearerError::Time),
+        (("nbf", json!(now + 61)), BearerError::Time),
+        (("exp", json!("never")), BearerError::Malformed),
+    ] {
+        assert_eq!(check(&signer, "ES256", &payload(&[changed])), Err(error));
+    }
+    for algorithm in ["none", "HS256", "RS256"] {
+        assert_eq!(check(&signer, algorithm, &payload(&[])), Err(BearerError::Signature));
+    }
+    assert_eq!(check(&ec_signer(), "ES256", &payload(&[])), Err(BearerError::Signature));
+    assert_eq!(authenticator.check(None, now), Err(BearerError::Missing));
+    assert_eq!(authenticator.check(Some("Basic YTpi"), now), Err(BearerError::Missing));
+    assert_eq!(authenticator.check(Some("Bearer a.b"), now), Err(BearerError::Malformed));
+}
+
+/// Not a test of its own: the process that the next test kills.
+#[test]
+fn writes_policies_until_killed() {
+    let Ok(folder) = std::env::var("ENCLOS_TEST_STORE") else { return };
+    let store = Store::open(Path::new(&folder)).unwrap();
+    let first = store.policy("t", "SgxEnclave").unwrap().map_or(0, |text| text.parse::<u64>().unwrap());
+    let mut out = std::io::stdout();
+    for number in first + 1.. {
+        store.set_policy("t", "SgxEnclave", Some(&number.to_string())).unwrap();
+        writeln!(out, "acknowledged {number}").unwrap();
+        out.flush().unwrap();
+    }
+}
+
+#[test]
+fn acknowledged_policies_survive_a_kill_at_any_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = Random(0x5eed_0000_0000_0001);
+    let mut total = 0;
+    for round in 0..25 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "writes_policies_until_killed", "--nocapture"])
+            .env("ENCLOS_TEST_STORE", folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let out = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            BufReader::new(out)
+                .lines()
+                .map_while(Result::ok)
+                // The harness writes the name of the test before the first line of ours.
+                .filter_map(|line| {
+                    line.rsplit_once("acknowledged ").and_then(|(_, number)| number.parse().ok())
+                })
+                .max()
+        });
+        std::thread::sleep(Duration::from_millis(150 + random.below(400) as u64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let acknowledged: Option<u64> = reader.join().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let stored = store.policy("t", "SgxEnclave").unwrap().map_or(0, |text| text.parse::<u64>().unwrap());
+        if let Some(acknowledged) = acknowledged {
+            // The last write may have been done without having been told.
+            assert!(
+                stored == acknowledged || stored == acknowledged + 1,
+                "round {round}: {stored}, {acknowledged}"
+            );
+            total = acknowledged;
+        }
+    }
+    assert!(total > 25, "only {total} policies were written");
+}
