@@ -52,7 +52,7 @@ fn workspace(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 }
 
 /// Packages whose tests start enclaves.
-const STARTS_ENCLAVES: [&str; 3] = ["enclos-platform", "enclos-host", "vault-host"];
+const STARTS_ENCLAVES: [&str; 4] = ["enclos-platform", "enclos-host", "enclos-programs", "vault-host"];
 
 fn trapping(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     with_enclaves(c, "ENCLOS_EMULATOR", "trapping", tally)
