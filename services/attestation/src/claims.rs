@@ -172,6 +172,12 @@ impl Claims {
         self.put("x-ms-sevsnpvm-microcode-svn", i64::from(tcb.microcode));
     }
 
+    /// That the platform is emulated and protects nothing. Present only then, so that nobody reads an absent claim as a
+    /// promise of Azure's; policies can deny by it.
+    pub(crate) fn emulated(&mut self) {
+        self.put("enclos-emulated", true);
+    }
+
     /// Claims of data bound to the evidence when it was made.
     pub(crate) fn runtime(&mut self, tee: Tee, data: &BoundData) {
         match (data, tee) {
@@ -252,7 +258,8 @@ fn is_reserved(name: &str) -> bool {
         "x-ms-attestation-type",
         "x-ms-inittime",
     ];
-    const PREFIXES: [&str; 5] = ["x-ms-sgx-", "x-ms-sevsnpvm-", "tdx_", "x-ms-runtime", "x-ms-policy"];
+    const PREFIXES: [&str; 6] =
+        ["x-ms-sgx-", "x-ms-sevsnpvm-", "tdx_", "x-ms-runtime", "x-ms-policy", "enclos-"];
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 

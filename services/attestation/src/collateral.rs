@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use der::Decode;
@@ -80,7 +81,13 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct CollateralStore {
     platforms: HashMap<CollateralKey, Vec<Entry>>,
+    /// What certificate chains say of their platform, by the chain. Not that they are to be believed: that is judged
+    /// with every quote.
+    keys: Mutex<HashMap<Vec<u8>, CollateralKey>>,
 }
+
+/// Bound on remembered chains, so that made-up ones cannot fill the memory.
+const REMEMBERED: usize = 1024;
 
 /// What selects a round of reference values.
 pub const DEFAULT_BASELINE: &str = "azuredefault";
@@ -122,7 +129,7 @@ impl CollateralStore {
     /// # Errors
     /// [`Missing`] when there is none.
     pub fn of(&self, quote: &Quote<'_>, time: Time, baseline: &str) -> Result<&Entry, Missing> {
-        let key = CollateralKey::of(quote)?;
+        let key = self.key(quote)?;
         let entries = self.platforms.get(&key).ok_or(Missing::Platform {
             fmspc: key.fmspc,
             tee: key.tee,
@@ -146,6 +153,22 @@ impl CollateralStore {
                 available.push(DEFAULT_BASELINE.into());
                 Missing::Baseline { asked: baseline.chars().take(40).collect(), available }
             })
+    }
+
+    fn key(&self, quote: &Quote<'_>) -> Result<CollateralKey, CollateralKeyError> {
+        let Some(chain) = quote.certification.pck_chain() else { return CollateralKey::of(quote) };
+        let keys = || self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = keys().get(chain) {
+            // The chain is the same for an SGX and a TDX quote of one platform.
+            return Ok(CollateralKey { tee: quote.tee, ..*key });
+        }
+        let key = CollateralKey::of(quote)?;
+        let mut keys = keys();
+        if keys.len() >= REMEMBERED {
+            keys.clear();
+        }
+        keys.insert(chain.to_owned(), key);
+        Ok(key)
     }
 
     /// The rounds of reference values there are for a kind of environment: number and newest level, newest last.

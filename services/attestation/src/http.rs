@@ -31,7 +31,9 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     authentication::Authenticator,
     config::{Config, Limits, Tls},
-    service::{AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext},
+    service::{
+        AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
+    },
 };
 
 /// How long open connections may finish their requests when the service is told to stop.
@@ -338,10 +340,7 @@ impl Version {
     fn of(uri: &Uri) -> Result<Self, Refusal> {
         let names = "2020-10-01, 2022-08-01 and 2025-06-01";
         let refuse = |reason: String| Err(Refusal::new(StatusCode::BAD_REQUEST, "InvalidParameter", reason));
-        let asked = uri.query().unwrap_or_default().split('&').find_map(|pair| {
-            let (name, value) = pair.split_once('=')?;
-            name.eq_ignore_ascii_case("api-version").then_some(value)
-        });
+        let asked = query(uri, "api-version");
         let Some(asked) = asked else {
             return refuse(format!("the query has no api-version; there are {names}"));
         };
@@ -498,14 +497,44 @@ async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result
         }
         route => {
             let work = Arc::clone(shared);
-            let result = judged(shared, move || work_on(&work.service, &tenant, route, &body)).await??;
+            let format = token_format(&parts.uri)?;
+            let result =
+                judged(shared, move || work_on(&work.service, &tenant, route, format, &body)).await??;
             Ok(json_response(StatusCode::OK, "application/json; charset=utf-8", &result))
         }
     }
 }
 
+/// The form of token the query asks for; Azure Attestation has one only.
+fn token_format(uri: &Uri) -> Result<TokenFormat, Refusal> {
+    match query(uri, "tokenformat") {
+        None => Ok(TokenFormat::Maa),
+        Some(name) if name.eq_ignore_ascii_case("maa") => Ok(TokenFormat::Maa),
+        Some(name) if name.eq_ignore_ascii_case("ear") => Ok(TokenFormat::Ear),
+        Some(_) => Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "InvalidParameter",
+            "tokenFormat in the query is neither maa nor ear",
+        )),
+    }
+}
+
+/// A value of the query, which none of ours needs escapes for.
+fn query<'a>(uri: &'a Uri, wanted: &str) -> Option<&'a str> {
+    uri.query().unwrap_or_default().split('&').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        name.eq_ignore_ascii_case(wanted).then_some(value)
+    })
+}
+
 /// What takes the processor or the disk.
-fn work_on(service: &Service, tenant: &TenantContext, route: Route, body: &[u8]) -> Result<Value, Refusal> {
+fn work_on(
+    service: &Service,
+    tenant: &TenantContext,
+    route: Route,
+    format: TokenFormat,
+    body: &[u8],
+) -> Result<Value, Refusal> {
     let invalid = |reason: String| Refusal::new(StatusCode::BAD_REQUEST, "InvalidParameter", reason);
     let text =
         || std::str::from_utf8(body).map_err(|error| invalid(format!("the body is not UTF-8 text: {error}")));
@@ -514,7 +543,7 @@ fn work_on(service: &Service, tenant: &TenantContext, route: Route, body: &[u8])
             let request: AttestRequest = serde_json::from_slice(body).map_err(|error| {
                 invalid(format!("the body is not an attestation request in JSON: {error}"))
             })?;
-            service.attest(tenant, kind, &request)
+            service.attest(tenant, kind, &request, format)
         }
         Route::GetPolicy(kind) => service.policy(tenant, kind),
         Route::SetPolicy(kind) => service.set_policy(tenant, kind, text()?),

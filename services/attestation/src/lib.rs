@@ -16,6 +16,7 @@ pub mod authentication;
 mod claims;
 pub mod collateral;
 mod config;
+mod ear;
 mod http;
 pub mod jws;
 pub mod policy;
@@ -25,7 +26,9 @@ pub mod tokens;
 
 pub use config::{Authentication, Config, ConfigError, Limits, Tenant, Tls};
 pub use http::Server;
-pub use service::{AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext};
+pub use service::{
+    AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
+};
 
 /// Serves until the process is asked to stop (SIGTERM or interrupt), then lets open requests finish.
 ///

@@ -1,7 +1,9 @@
 //! What the service does, apart from HTTP: appraise, decide by policy, make tokens, keep policies.
 
 use std::{
+    collections::HashMap,
     path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -19,6 +21,7 @@ use crate::{
     claims::{self, BoundData, Claims},
     collateral::{CollateralStore, DEFAULT_BASELINE, LoadError},
     config::{Config, ConfigError},
+    ear,
     jws::{self, Jws, JwsError, base64url, decode_base64, sha256_base64url},
     policy::{EvaluationError, ParseError, Policy},
     store::{Store, StoreError},
@@ -211,6 +214,38 @@ pub struct Service {
     demands: Demands,
     collateral: CollateralStore,
     evidence_time: Option<Time>,
+    /// Policies in force, parsed; each is used only as long as the store has the same text.
+    policies: Mutex<HashMap<(String, &'static str), Arc<InForce>>>,
+}
+
+/// A policy with what tokens say of it.
+struct InForce {
+    /// The JWS it was set by; `None` for the default.
+    jws: Option<String>,
+    policy: Policy,
+    hash: String,
+    signer: Option<Value>,
+}
+
+impl InForce {
+    fn new(jws: Option<String>, text: &str, signer: Option<&jws::Signer>) -> Result<Self, ServiceError> {
+        Ok(Self {
+            jws,
+            policy: Policy::parse(text)?,
+            hash: sha256_base64url(base64url(text.as_bytes()).as_bytes()),
+            signer: signer.map(|signer| json!(signer.jwk())),
+        })
+    }
+}
+
+/// Forms of the token an attestation is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TokenFormat {
+    /// Azure Attestation's.
+    #[default]
+    Maa,
+    /// EAT Attestation Result (draft-ietf-rats-ear), with a trustworthiness vector (draft-ietf-rats-ar4si).
+    Ear,
 }
 
 impl Service {
@@ -244,7 +279,8 @@ impl Service {
             .map_err(|error| ConfigError::Content { path: "[tcb]".into(), reason: error.to_string() })?;
         let verifier = Verifier::new(demands.roots());
         let collateral = CollateralStore::load(&config.collateral, &verifier)?;
-        Ok(Self { store, keys, verifier, demands, collateral, evidence_time: config.evidence_time })
+        let evidence_time = config.evidence_time;
+        Ok(Self { store, keys, verifier, demands, collateral, evidence_time, policies: Mutex::default() })
     }
 
     /// How many platforms there is collateral for.
@@ -276,25 +312,28 @@ impl Service {
         tenant: &TenantContext,
         kind: AttestationType,
         request: &AttestRequest,
+        format: TokenFormat,
     ) -> Result<Value, ServiceError> {
-        let (policy_text, signer) = match &request.draft_policy_for_attestation {
-            Some(draft) => (draft_policy(draft)?, None),
+        let in_force = match &request.draft_policy_for_attestation {
+            Some(draft) => Arc::new(InForce::new(None, &draft_policy(draft)?, None)?),
             None => self.policy_in_force(tenant, kind)?,
         };
-        let policy = Policy::parse(&policy_text)?;
+        let policy = &in_force.policy;
         let mut claims = Claims::default();
-        let signer = signer.map(|signer| json!(signer.jwk()));
-        claims.common(kind.claim(), &sha256_base64url(base64url(policy_text.as_bytes()).as_bytes()), signer);
-        let baseline = baseline(&policy, &claims)?;
+        claims.common(kind.claim(), &in_force.hash, in_force.signer.clone());
+        let baseline = baseline(policy, &claims)?;
 
         let evidence = match kind {
             AttestationType::OpenEnclave | AttestationType::SevSnpVm => ("report", &request.report),
             AttestationType::SgxEnclave | AttestationType::TdxVm => ("quote", &request.quote),
         };
         let bytes = required(evidence.0, evidence.1.as_deref())?;
-        match kind {
+        let appraisal = match kind {
             AttestationType::SevSnpVm => self.appraise_snp(&mut claims, &bytes, request)?,
             _ => self.appraise_quote(&mut claims, kind, &bytes, baseline.as_deref(), request)?,
+        };
+        if appraisal.is_emulated() {
+            claims.emulated();
         }
         if let Some(nonce) = &request.nonce {
             claims.token.insert("nonce".into(), json!(nonce));
@@ -302,6 +341,9 @@ impl Service {
 
         let outcome = policy.evaluate(std::mem::take(&mut claims.incoming))?;
         claims.issue(outcome.issued).map_err(EvaluationError::Reserved)?;
+        if format == TokenFormat::Ear {
+            claims.token = ear::claims(&appraisal, &in_force.hash, claims.token);
+        }
         self.stamp(&mut claims.token, tenant, ATTESTATION_LIFETIME);
         let key = self.keys.signing(milliseconds());
         let token = if request.draft_policy_for_attestation.is_some() {
@@ -319,7 +361,7 @@ impl Service {
         bytes: &[u8],
         baseline: Option<&str>,
         request: &AttestRequest,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<Appraisal, ServiceError> {
         let invalid = |reason: String| {
             ServiceError::InvalidParameter(format!("The specified quote was invalid: {reason}"))
         };
@@ -346,8 +388,11 @@ impl Service {
             .map_err(|error| invalid(error.to_string()))?;
         let appraisal =
             self.judge(self.verifier.verify_quote(bytes, &entry.trusted, time)).map_err(invalid)?;
-        let tcb_status =
-            appraisal.tcb.and_then(|tcb| tcb.status).map_or("Unknown", enclos_verifier::TcbStatus::name);
+        let tcb_status = appraisal
+            .tcb
+            .as_ref()
+            .and_then(|tcb| tcb.status)
+            .map_or("Unknown", enclos_verifier::TcbStatus::name);
 
         let runtime = bound(request.runtime_data.as_ref(), "runtimeData", |data| {
             quote.report_data().starts_with(&Sha256::digest(data))
@@ -371,7 +416,7 @@ impl Service {
         if let Some(data) = &init_time {
             claims.init_time(data);
         }
-        Ok(())
+        Ok(appraisal)
     }
 
     fn appraise_snp(
@@ -379,7 +424,7 @@ impl Service {
         claims: &mut Claims,
         bytes: &[u8],
         request: &AttestRequest,
-    ) -> Result<(), ServiceError> {
+    ) -> Result<Appraisal, ServiceError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Evidence {
@@ -402,7 +447,7 @@ impl Service {
         let time = self.evidence_time.unwrap_or_else(Time::now);
         let appraisal =
             self.judge(self.verifier.verify_snp(&report_bytes, &collateral, time)).map_err(invalid)?;
-        let Some(Platform::Amd { reported, .. }) = appraisal.tcb.map(|tcb| tcb.platform) else {
+        let Some(Platform::Amd { reported, .. }) = appraisal.tcb.as_ref().map(|tcb| &tcb.platform) else {
             return Err(invalid("its chain does not tell the product".into()));
         };
         let runtime = bound(request.runtime_data.as_ref(), "runtimeData", |data| {
@@ -412,14 +457,14 @@ impl Service {
         let init_time = bound(request.init_time_data.as_ref(), "initTimeData", |data| {
             host_data == &Sha256::digest(data)[..]
         })?;
-        claims.snp(&report, &report_bytes, reported);
+        claims.snp(&report, &report_bytes, *reported);
         if let Some(data) = &runtime {
             claims.runtime(Tee::SevSnp, data);
         }
         if let Some(data) = &init_time {
             claims.init_time(data);
         }
-        Ok(())
+        Ok(appraisal)
     }
 
     fn judge(&self, appraisal: Appraisal) -> Result<Appraisal, String> {
@@ -576,14 +621,24 @@ impl Service {
         &self,
         tenant: &TenantContext,
         kind: AttestationType,
-    ) -> Result<(String, Option<jws::Signer>), ServiceError> {
-        match self.store.policy(&tenant.name, kind.name())? {
-            None => Ok((kind.default_policy().into(), None)),
+    ) -> Result<Arc<InForce>, ServiceError> {
+        let stored = self.store.policy(&tenant.name, kind.name())?;
+        let key = (tenant.name.clone(), kind.name());
+        let policies = || self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = policies().get(&key)
+            && known.jws == stored
+        {
+            return Ok(Arc::clone(known));
+        }
+        let in_force = Arc::new(match stored {
+            None => InForce::new(None, kind.default_policy(), None)?,
             Some(jws) => {
                 let verified = Jws::verify(&jws)?;
-                Ok((policy_text(&verified)?, verified.signer))
+                InForce::new(Some(jws), &policy_text(&verified)?, verified.signer.as_ref())?
             }
-        }
+        });
+        policies().insert(key, Arc::clone(&in_force));
+        Ok(in_force)
     }
 
     /// In isolated mode: only who holds the key of a policy management certificate.

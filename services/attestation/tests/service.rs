@@ -16,7 +16,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use der::Decode;
 use enclos_attestation_service::{
     AttestRequest, AttestationType, Authentication, Config, ConfigError, Service, ServiceError,
-    TenantContext,
+    TenantContext, TokenFormat,
     authentication::{Authenticator, BearerError},
     jws::{self, Jws, JwsError, base64url, decode_base64},
     store::Store,
@@ -80,9 +80,11 @@ fn keys_rotate_without_breaking_validation() {
     assert_eq!(again.published(), ring.published());
 }
 
+type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
+
 struct Signer {
     certificate: Vec<u8>,
-    sign: Box<dyn Fn(&[u8]) -> Vec<u8>>,
+    sign: Sign,
 }
 
 fn rsa_signer() -> Signer {
@@ -142,7 +144,7 @@ fn signatures_are_verified_by_key_whatever_the_header_calls_the_algorithm() {
         for (algorithm, in_jwk) in [("RS256", false), ("RSA256", true), ("ES256", false), ("ECDH256", true)] {
             let jws = signer.jws(algorithm, in_jwk, &policy_payload(PERMIT));
             let verified = Jws::verify(&jws).unwrap();
-            assert_eq!(verified.signer.unwrap().certificates, [signer.certificate.clone()]);
+            assert_eq!(verified.signer.unwrap().certificates, std::slice::from_ref(&signer.certificate));
             // A header that denies the signature must not make it go away.
             let (_, rest) = jws.split_once('.').unwrap();
             let stripped = format!("{}.{rest}", base64url(br#"{"alg":"none"}"#));
@@ -182,7 +184,7 @@ fn tenant(isolated: bool) -> TenantContext {
 fn attest(service: &Service, kind: AttestationType, request: Value) -> Result<Value, ServiceError> {
     let request: AttestRequest =
         serde_json::from_value(request).map_err(|error| ServiceError::InvalidParameter(error.to_string()))?;
-    service.attest(&tenant(false), kind, &request)
+    service.attest(&tenant(false), kind, &request, TokenFormat::Maa)
 }
 
 fn claims(answer: &Value) -> Value {
@@ -280,7 +282,7 @@ fn mutated_input_is_refused_or_says_the_same() {
         if let Ok(request) = serde_json::from_slice::<AttestRequest>(&text) {
             let kind = AttestationType::ALL[random.below(4)];
             if let Err(ServiceError::Store(_) | ServiceError::Key(_)) =
-                service.attest(&tenant(false), kind, &request)
+                service.attest(&tenant(false), kind, &request, TokenFormat::Maa)
             {
                 panic!("a request broke the service");
             }
@@ -419,4 +421,29 @@ fn acknowledged_policies_survive_a_kill_at_any_moment() {
         }
     }
     assert!(total > 25, "only {total} policies were written");
+}
+
+#[test]
+fn attestation_results_say_what_was_appraised() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::open(&configuration(folder.path(), "")).unwrap();
+    let request: AttestRequest =
+        serde_json::from_value(json!({ "quote": base64url(QUOTE), "nonce": "0123456789" })).unwrap();
+    let answer =
+        service.attest(&tenant(false), AttestationType::SgxEnclave, &request, TokenFormat::Ear).unwrap();
+    let keys: Vec<jws::Jwk> = serde_json::from_value(service.published_keys()["keys"].clone()).unwrap();
+    assert!(validates(answer["token"].as_str().unwrap(), &keys));
+    let result = claims(&answer);
+    assert_eq!(result["eat_profile"], "tag:github.com,2023:veraison/ear");
+    assert_eq!(result["eat_nonce"], "0123456789");
+    assert_eq!(result["iss"], "https://localhost");
+    let submodule = &result["submods"]["sgx"];
+    // The platform of the recorded quote needs configuration and hardening; the enclave cannot be debugged.
+    assert_eq!(
+        submodule["ear.trustworthiness-vector"],
+        json!({ "hardware": 32, "configuration": 32, "runtime-opaque": 2 })
+    );
+    assert_eq!(submodule["ear.status"], "warning");
+    let evidence = &submodule["ear.veraison.annotated-evidence"];
+    assert_eq!(evidence["x-ms-sgx-mrenclave"], hex::encode(&QUOTE[48 + 64..48 + 96]));
 }
