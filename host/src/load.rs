@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use enclos::image::{FileError, FileHeader};
-use enclos_platform::sgx_isa::{self, PageType, SecinfoFlags, Sigstruct};
+use enclos_platform::sgx_isa::{self, Miscselect, PageType, SecinfoFlags, Sigstruct};
 use enclos_platform::{CreateParams, Initialized, Pages, Platform, PlatformError};
 
 const PAGE: usize = 4096;
@@ -156,7 +156,7 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
     let mut build = platform.create(&CreateParams {
         size,
         ssa_frame_size,
-        miscselect: sigstruct.miscselect,
+        miscselect: miscselect(&sigstruct, platform.miscselect()),
         attributes: attributes(&sigstruct),
     })?;
 
@@ -208,6 +208,13 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
     enclave.hint_enclu_sites(&hints.enclu_sites);
     tcs.sort_unstable();
     Ok(Loaded { enclave, tcs })
+}
+
+/// MISCSELECT to create with: what the signature demands, and EXINFO where it leaves the choice and the processor has
+/// it, because faults are then reported with their address.
+fn miscselect(sigstruct: &Sigstruct, supported: Miscselect) -> Miscselect {
+    let free = Miscselect::from_bits_truncate(!sigstruct.miscmask);
+    sigstruct.miscselect | (Miscselect::EXINFO & supported & free)
 }
 
 /// What to create the enclave with. Where the signer left a bit open, it is off.
@@ -327,6 +334,10 @@ mod tests {
     impl Platform for Recorder {
         fn kind(&self) -> enclos_platform::Kind {
             enclos_platform::Kind::Emulated
+        }
+
+        fn miscselect(&self) -> Miscselect {
+            Miscselect::EXINFO
         }
 
         fn create(&self, _: &CreateParams) -> Result<Box<dyn enclos_platform::Build>, PlatformError> {

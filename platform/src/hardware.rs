@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use sgx_isa::{AttributesFlags, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
+use sgx_isa::{AttributesFlags, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
 
 use crate::memory::{PAGE, Reservation};
 use crate::{Build, CreateParams, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError};
@@ -78,6 +78,11 @@ impl Hardware {
 impl Platform for Hardware {
     fn kind(&self) -> Kind {
         Kind::Hardware
+    }
+
+    fn miscselect(&self) -> Miscselect {
+        // Leaf 12H is there where the driver is.
+        Miscselect::from_bits_truncate(std::arch::x86_64::__cpuid_count(0x12, 0).ebx)
     }
 
     fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError> {

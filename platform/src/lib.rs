@@ -57,6 +57,9 @@ pub trait Platform: Send + Sync {
     /// Hardware or emulated?
     fn kind(&self) -> Kind;
 
+    /// The extended information that the processor can put into SSA frames (CPUID.(EAX=12H,ECX=0):EBX).
+    fn miscselect(&self) -> sgx_isa::Miscselect;
+
     /// ENCLS\[ECREATE\].
     ///
     /// # Errors

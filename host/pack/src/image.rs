@@ -51,9 +51,9 @@ impl Identity {
         Attributes { flags, xfrm: XFRM }
     }
 
-    /// MISCSELECT to create the enclave with, exactly: page-fault details go into SSA frames.
+    /// MISCSELECT that the enclave needs: none. EXINFO is left to the host and the processor.
     pub fn miscselect(&self) -> Miscselect {
-        Miscselect::EXINFO
+        Miscselect::empty()
     }
 }
 

@@ -70,7 +70,7 @@ pub struct IdentityReport {
     pub attributes: String,
     /// ATTRIBUTES.XFRM it must be created with, hexadecimal.
     pub xfrm: String,
-    /// MISCSELECT it must be created with, hexadecimal.
+    /// MISCSELECT it needs (the host may add EXINFO), hexadecimal.
     pub miscselect: String,
 }
 

@@ -21,7 +21,7 @@ use rsa::pkcs8::{
 use rsa::sha2::{Digest, Sha256};
 use rsa::traits::PublicKeyParts as _;
 use rsa::{BoxedUint, Pkcs1v15Sign, PrivateKey, PublicKey};
-use sgx_isa::{SIGSTRUCT_HEADER1, SIGSTRUCT_HEADER2, Sigstruct};
+use sgx_isa::{Miscselect, SIGSTRUCT_HEADER1, SIGSTRUCT_HEADER2, Sigstruct};
 
 use crate::image::Image;
 
@@ -300,7 +300,9 @@ impl Image {
             header2: SIGSTRUCT_HEADER2,
             exponent: 3,
             miscselect: identity.miscselect(),
-            miscmask: !0,
+            // EXINFO makes fault reports better where the processor has it; nothing depends on it, and processors of
+            // the first generation have none.
+            miscmask: !Miscselect::EXINFO.bits(),
             attributes: identity.attributes(),
             attributemask: [!0; 2],
             enclavehash: self.mrenclave(),

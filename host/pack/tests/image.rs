@@ -164,7 +164,7 @@ fn sign_and_verify() {
     assert_eq!(s.date, 0x2023_1114);
     assert_eq!((s.isvprodid, s.isvsvn), (3, 5));
     assert_eq!((s.attributes.flags, s.attributes.xfrm), (AttributesFlags::MODE64BIT, XFRM));
-    assert_eq!((s.attributemask, s.miscselect, s.miscmask), ([!0; 2], Miscselect::EXINFO, !0));
+    assert_eq!((s.attributemask, s.miscselect, s.miscmask), ([!0; 2], Miscselect::empty(), !1));
     let read = Image::parse(&image.to_file_bytes()).expect("reads back");
     let signer = read.verify().expect("verifies");
     assert_eq!(signer, key.public());

@@ -65,7 +65,7 @@ fn an_inspection_says_what_the_image_is() {
     assert_eq!((seen.identity.product_id, seen.identity.security_version, seen.identity.debug), (4, 9, true));
     assert_eq!(
         (&*seen.identity.attributes, &*seen.identity.xfrm, &*seen.identity.miscselect),
-        ("0x6", "0x7", "0x1")
+        ("0x6", "0x7", "0x0")
     );
     assert_eq!(
         (&*seen.manifest.env, &*seen.manifest.fixed_env),

@@ -100,6 +100,10 @@ impl Platform for Emulator {
         Kind::Emulated
     }
 
+    fn miscselect(&self) -> Miscselect {
+        self.machine.miscselect
+    }
+
     fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError> {
         Ok(Box::new(self.begin(params)?))
     }

@@ -55,7 +55,7 @@ fn sgxs_sign_makes_the_same_sigstruct() {
             "-k".as_ref(),
             key_file.as_ref(),
             "-m".as_ref(),
-            "0x1/0".as_ref(),
+            "0x0/0x1".as_ref(),
             "-a".as_ref(),
             attributes.as_ref(),
             "-x".as_ref(),
