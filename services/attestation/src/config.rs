@@ -94,6 +94,8 @@ pub struct Limits {
     pub connections: usize,
     /// Seconds a request may take.
     pub request_seconds: u64,
+    /// Requests a client address may make a second, on average over ten seconds; 0 for any number.
+    pub client_requests_per_second: u32,
 }
 
 impl Default for Limits {
@@ -105,6 +107,7 @@ impl Default for Limits {
             waiting: 1024,
             connections: 4096,
             request_seconds: 30,
+            client_requests_per_second: 0,
         }
     }
 }

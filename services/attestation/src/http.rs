@@ -1,19 +1,22 @@
 //! The REST interface: addresses, versions, bounds and errors as Azure Attestation has them.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     fmt::Write as _,
+    net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use axum::{
     Router,
     body::{Body, Bytes, to_bytes},
-    extract::{Request, State},
+    extract::{Extension, Request, State},
     http::{HeaderMap, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -40,7 +43,7 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(10);
 /// How often it is looked whether a signing key is due to be succeeded.
 const KEY_INTERVAL: Duration = Duration::from_secs(3600);
-/// Labels that neither the service nor a proxy needs to know more precisely.
+/// The description served at `/openapi.json`.
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// A service that is ready to serve.
@@ -57,6 +60,7 @@ struct Shared {
     limits: Limits,
     judging: Arc<Semaphore>,
     waiting: AtomicUsize,
+    clients: RateLimiter,
     metrics: Metrics,
 }
 
@@ -103,6 +107,7 @@ impl Server {
             limits: config.limits,
             judging: Arc::new(Semaphore::new(config.limits.concurrent.max(1))),
             waiting: AtomicUsize::new(0),
+            clients: RateLimiter::new(config.limits.client_requests_per_second),
             metrics: Metrics::default(),
         };
         Ok(Self { listener, tls, shared: Arc::new(shared) })
@@ -139,7 +144,7 @@ impl Server {
                 () = &mut stop => break,
                 accepted = listener.accept() => accepted,
             };
-            let (stream, _) = match accepted {
+            let (stream, client) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of file descriptors, say: others will be closed.
@@ -156,7 +161,7 @@ impl Server {
                 let mut builder = auto::Builder::new(TokioExecutor::new());
                 builder.http1().timer(TokioTimer::new()).header_read_timeout(timeout);
                 builder.http2().timer(TokioTimer::new()).keep_alive_interval(timeout);
-                let service = TowerToHyperService::new(router);
+                let service = TowerToHyperService::new(router.layer(Extension(client.ip())));
                 let result = match tls {
                     None => {
                         let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -410,7 +415,11 @@ impl IntoResponse for Refusal {
     }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Infallible> {
+async fn answer(
+    State(shared): State<Arc<Shared>>,
+    Extension(client): Extension<IpAddr>,
+    request: Request,
+) -> Result<Response, Infallible> {
     let started = Instant::now();
     let method = request.method().clone();
     let route = Route::of(&method, request.uri().path());
@@ -418,6 +427,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
     let limit = Duration::from_secs(shared.limits.request_seconds.max(1));
     let outcome = match route {
         Err(refusal) => Err(refusal),
+        Ok(_) if !shared.clients.admits(client, started) => Err(Refusal::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "TooManyRequests",
+            "this address makes more requests than it may; try again in a second",
+        )),
         Ok(route) => match tokio::time::timeout(limit, respond(&shared, route, request)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Refusal::new(
@@ -428,11 +442,16 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
         },
     };
     let code = outcome.as_ref().err().map(|refusal| refusal.code);
-    let response = outcome.unwrap_or_else(IntoResponse::into_response);
+    let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
+    let id = request_id();
+    if let Ok(value) = id.parse() {
+        response.headers_mut().insert("x-ms-request-id", value);
+    }
     let elapsed = started.elapsed();
     shared.metrics.count(name, response.status(), elapsed);
     // Neither bodies, nor queries, nor headers: they may carry secrets.
     tracing::info!(
+        id,
         %method,
         route = name,
         status = response.status().as_u16(),
@@ -668,6 +687,54 @@ fn text_response(kind: &'static str, body: String) -> Response {
     ([(header::CONTENT_TYPE, kind)], body).into_response()
 }
 
+/// Names a request in the answer and in the log.
+fn request_id() -> String {
+    let mut id = [0; 16];
+    // Without randomness requests are not told apart, and that is all.
+    let _ = SecureRandom::fill(&SystemRandom::new(), &mut id);
+    hex::encode(id)
+}
+
+/// A bucket a client address: filled at its rate, emptied by requests, holding ten seconds' worth.
+#[derive(Debug)]
+struct RateLimiter {
+    rate: f64,
+    buckets: Mutex<HashMap<IpAddr, (f64, Instant)>>,
+}
+
+/// Addresses remembered; when there are more, those that have not been seen for long are forgotten.
+const CLIENTS: usize = 100_000;
+const SECONDS_HELD: f64 = 10.0;
+
+impl RateLimiter {
+    fn new(requests_per_second: u32) -> Self {
+        Self { rate: requests_per_second.into(), buckets: Mutex::default() }
+    }
+
+    fn admits(&self, client: IpAddr, now: Instant) -> bool {
+        if self.rate == 0.0 {
+            return true;
+        }
+        let full = self.rate * SECONDS_HELD;
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= CLIENTS && !buckets.contains_key(&client) {
+            // A bucket not touched for so long is full again, as a new one would be.
+            buckets.retain(|_, (_, seen)| now.duration_since(*seen).as_secs_f64() < SECONDS_HELD);
+            if buckets.len() >= CLIENTS {
+                return false;
+            }
+        }
+        let (tokens, seen) = buckets.entry(client).or_insert((full, now));
+        *tokens = (*tokens + now.duration_since(*seen).as_secs_f64() * self.rate).min(full);
+        *seen = now;
+        let admitted = *tokens >= 1.0;
+        if admitted {
+            *tokens -= 1.0;
+        }
+        admitted
+    }
+}
+
 /// Counters in the text form Prometheus reads.
 #[derive(Debug, Default)]
 struct Metrics {
@@ -757,5 +824,48 @@ impl Metrics {
             );
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_limited_apart_and_recover() {
+        let limiter = RateLimiter::new(2);
+        let (one, other) = ([127, 0, 0, 1].into(), [127, 0, 0, 2].into());
+        let start = Instant::now();
+        let admitted = (0..30).filter(|_| limiter.admits(one, start)).count();
+        assert_eq!(admitted, 20);
+        assert!(limiter.admits(other, start));
+        assert!(!limiter.admits(one, start + Duration::from_millis(400)));
+        assert!(limiter.admits(one, start + Duration::from_millis(600)));
+        assert!(!limiter.admits(one, start + Duration::from_millis(700)));
+        let unlimited = RateLimiter::new(0);
+        assert!((0..10_000).all(|_| unlimited.admits(one, start)));
+    }
+
+    #[test]
+    fn addresses_lead_where_they_should() {
+        let route = |method: &str, path: &str| {
+            Route::of(&method.parse().unwrap(), path).map_err(|refusal| refusal.status.as_u16())
+        };
+        assert_eq!(route("POST", "/attest/SgxEnclave"), Ok(Route::Attest(AttestationType::SgxEnclave)));
+        assert_eq!(route("POST", "/attest/sgxenclave/"), Ok(Route::Attest(AttestationType::SgxEnclave)));
+        assert_eq!(route("PUT", "/policies/TdxVm"), Ok(Route::SetPolicy(AttestationType::TdxVm)));
+        assert_eq!(route("POST", "/policies/TdxVm:reset"), Ok(Route::ResetPolicy(AttestationType::TdxVm)));
+        assert_eq!(route("POST", "/certificates:remove"), Ok(Route::ChangeCertificate { present: false }));
+        for (method, path, status) in [
+            ("GET", "/attest/SgxEnclave", 405),
+            ("GET", "/policies/TdxVm:reset", 405),
+            ("DELETE", "/policies/TdxVm", 405),
+            ("POST", "/attest/Tpm", 400),
+            ("POST", "/attest", 404),
+            ("POST", "/attest/SgxEnclave/more", 404),
+            ("GET", "/", 404),
+        ] {
+            assert_eq!(route(method, path), Err(status), "{method} {path}");
+        }
     }
 }

@@ -88,23 +88,18 @@ impl AttestationType {
     }
 }
 
-const DEFAULT_SGX_POLICY: &str = r#"version= 1.0;
-authorizationrules
-{
-    => permit();
-};
-
-issuancerules
-{
-    c:[type=="x-ms-sgx-is-debuggable"] => issue(type="is-debuggable", value=c.value);
-    c:[type=="x-ms-sgx-mrsigner"] => issue(type="sgx-mrsigner", value=c.value);
-    c:[type=="x-ms-sgx-mrenclave"] => issue(type="sgx-mrenclave", value=c.value);
-    c:[type=="x-ms-sgx-product-id"] => issue(type="product-id", value=c.value);
-    c:[type=="x-ms-sgx-svn"] => issue(type="svn", value=c.value);
-    c:[type=="x-ms-attestation-type"] => issue(type="tee", value=c.value);
-};"#;
-const DEFAULT_VM_POLICY: &str =
-    "version= 1.0;\nauthorizationrules\n{\n    => permit();\n};\n\nissuancerules\n{\n};";
+/// To the byte what Azure's shared providers have, so that relying parties which pin its hash accept it.
+const DEFAULT_SGX_POLICY: &str = concat!(
+    "version= 1.0;authorizationrules{=> permit();};issuancerules{",
+    r#"c:[type=="x-ms-sgx-is-debuggable"] => issue(type="is-debuggable", value=c.value);"#,
+    r#"c:[type=="x-ms-sgx-mrsigner"] => issue(type="sgx-mrsigner", value=c.value);"#,
+    r#"c:[type=="x-ms-sgx-mrenclave"] => issue(type="sgx-mrenclave", value=c.value);"#,
+    r#"c:[type=="x-ms-sgx-product-id"] => issue(type="product-id", value=c.value);"#,
+    r#"c:[type=="x-ms-sgx-svn"] => issue(type="svn", value=c.value);"#,
+    r#"c:[type=="x-ms-attestation-type"] => issue(type="tee", value=c.value);"#,
+    "};",
+);
+const DEFAULT_VM_POLICY: &str = "version= 1.0;authorizationrules{=> permit();};issuancerules{};";
 
 /// Why a request is refused.
 #[derive(Debug, thiserror::Error)]

@@ -202,6 +202,8 @@ fn attests_a_recorded_quote() {
     assert_eq!(claims["x-ms-sgx-mrenclave"], hex::encode(&QUOTE[48 + 64..48 + 96]));
     assert_eq!(claims["sgx-mrenclave"], claims["x-ms-sgx-mrenclave"]);
     assert_eq!(claims["nonce"], "n");
+    // What Azure's shared providers name in recorded tokens.
+    assert!(claims["x-ms-policy-hash"].as_str().unwrap().starts_with("bROrN897"));
     let keys: Vec<jws::Jwk> = serde_json::from_value(service.published_keys()["keys"].clone()).unwrap();
     assert!(validates(answer["token"].as_str().unwrap(), &keys));
     // Judged at a time when the collateral is not in force.

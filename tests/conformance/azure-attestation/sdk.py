@@ -11,7 +11,7 @@ from azure.core.exceptions import HttpResponseError
 from azure.security.attestation import AttestationAdministrationClient, AttestationClient, AttestationType
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID
 
 SERVICE, QUOTES, WORK = sys.argv[1:4]
@@ -157,8 +157,11 @@ def token_claims(answer):
 
 
 class Credential:
+    def __init__(self, token="not-checked-in-open-mode"):
+        self.token = token
+
     def get_token(self, *scopes, **_):
-        return AccessToken("not-checked-in-open-mode", int(time.time()) + 3600)
+        return AccessToken(self.token, int(time.time()) + 3600)
 
 
 OPEN, ISOLATED = f"https://localhost:{PORT}", f"https://127.0.0.1:{PORT}"
@@ -499,6 +502,17 @@ def tcb_baselines_and_policies_that_ask_for_one():
 
 
 @test
+def attestation_results_over_rest():
+    status, answer = raw_json("POST", "/attest/SgxEnclave?api-version=2022-08-01&tokenFormat=ear",
+                              {"quote": b64url(report[16:]), "nonce": "0123456789"})
+    equal((status, answer.get("error")), (200, None))
+    claims = token_claims(answer)
+    equal((claims["eat_profile"], claims["eat_nonce"]), ("tag:github.com,2023:veraison/ear", "0123456789"))
+    # The platform of the recorded report lacks updates.
+    equal(claims["submods"]["sgx"]["ear.status"], "warning")
+
+
+@test
 def errors_over_rest_have_their_shape():
     quoted = {"quote": b64url(report[16:])}
     for status, code, method, path, body in (
@@ -548,6 +562,49 @@ def acknowledged_policies_and_keys_survive_kill():
         equal(admin().get_policy(AttestationType.OPEN_ENCLAVE)[0], policy)
     admin().reset_policy(AttestationType.OPEN_ENCLAVE)
     equal([signer.key_id for signer in client().get_signing_certificates()], before)
+
+
+@test
+def management_demands_a_bearer_token_when_configured():
+    global process
+    process.terminate()
+    equal(process.wait(15), 0)
+    config = os.path.join(folder, "service.toml")
+    plain = open(config).read()
+    issuer_key = rsa.generate_private_key(65537, 2048)
+    numbers = issuer_key.public_key().public_numbers()
+    part = lambda number: b64url(number.to_bytes((number.bit_length() + 7) // 8, "big"))
+    write(os.path.join(folder, "jwks.json"), json.dumps(
+        {"keys": [{"kty": "RSA", "kid": "k1", "n": part(numbers.n), "e": part(numbers.e)}]}))
+    write(config, plain.replace("[[tenant]]", '''[authentication]
+issuer = "https://login.test"
+audience = "https://attest.azure.net"
+jwks = "jwks.json"
+[[tenant]]''', 1))
+
+    def bearer(key=issuer_key, **changed):
+        claims = {"iss": "https://login.test", "aud": "https://attest.azure.net", "exp": int(time.time()) + 600, **changed}
+        signed = b64url(json.dumps({"alg": "RS256", "kid": "k1"}).encode()) + "." + b64url(json.dumps(claims).encode())
+        return signed + "." + b64url(key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256()))
+
+    def as_(token):
+        return AttestationAdministrationClient(OPEN, Credential(token), connection_verify=CA)
+
+    process = start()
+    try:
+        kind = AttestationType.SGX_ENCLAVE
+        for token in ("junk", bearer(signer_key), bearer(iss="https://other"), bearer(aud="other"), bearer(exp=1)):
+            fails("Unauthorized", lambda: as_(token).set_policy(kind, DENY))
+            fails("Unauthorized", lambda: as_(token).get_policy(kind))
+        as_(bearer()).set_policy(kind, PERMIT)
+        equal(as_(bearer()).get_policy(kind)[0], PERMIT)
+        as_(bearer()).reset_policy(kind)
+        client().attest_sgx_enclave(report[16:])
+    finally:
+        process.terminate()
+        process.wait(15)
+        write(config, plain)
+        process = start()
 
 
 settings = {
