@@ -33,7 +33,7 @@ pub struct Config {
     /// Judge evidence as of this time instead of now, for tests with recorded evidence. Tokens carry the present.
     #[serde(default)]
     pub evidence_time: Option<Time>,
-    /// Days a signing key is used.
+    /// Days a signing key is used, 3 to 3650.
     #[serde(default = "ninety")]
     pub key_rotation_days: u32,
     /// Bounds.
@@ -142,6 +142,9 @@ pub enum ConfigError {
         /// The table that is missing.
         missing: &'static str,
     },
+    /// Keys would be used for too short or too long.
+    #[error("key_rotation_days is {0}; it must be 3 to 3650")]
+    Rotation(u32),
     /// There is no tenant, or one twice.
     #[error("{0}")]
     Tenants(String),
@@ -188,6 +191,9 @@ impl Config {
                     return Err(ConfigError::Exposed { listen: self.listen, missing });
                 }
             }
+        }
+        if !(3..=3650).contains(&self.key_rotation_days) {
+            return Err(ConfigError::Rotation(self.key_rotation_days));
         }
         if self.tenants.is_empty() {
             return Err(ConfigError::Tenants("there is no [[tenant]]; add one with its host".into()));

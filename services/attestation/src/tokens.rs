@@ -30,6 +30,9 @@ const PUBLISHED_BEFORE: u64 = 24 * 3_600 * 1_000;
 /// How long an old key stays published after it signed the last token.
 const PUBLISHED_AFTER: u64 = (ATTESTATION_LIFETIME + 3_600) * 1_000;
 
+/// Longest time a key is used: certificates cannot say every date.
+const LONGEST_ROTATION: u64 = 3650 * 24 * 3_600 * 1_000;
+
 /// Why there is no usable signing key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -70,7 +73,10 @@ impl KeyRing {
     /// [`KeyError`] when there is no usable key.
     pub fn open(store: &Store, now: u64, rotation: u64) -> Result<Self, KeyError> {
         let keys = store.keys()?.iter().map(SigningKey::load).collect::<Result<_, _>>()?;
-        let ring = Self { keys: RwLock::new(keys), rotation: rotation.max(2 * PUBLISHED_BEFORE) };
+        let ring = Self {
+            keys: RwLock::new(keys),
+            rotation: rotation.clamp(2 * PUBLISHED_BEFORE, LONGEST_ROTATION),
+        };
         ring.rotate(store, now)?;
         Ok(ring)
     }

@@ -312,6 +312,10 @@ fn what_must_not_be_open_to_a_network_is_refused() {
     let config = configuration(folder.path(), "");
     let open = Config { listen: "0.0.0.0:0".parse().unwrap(), ..config.clone() };
     assert!(matches!(open.checked(), Err(ConfigError::Exposed { missing: "tls", .. })));
+    for days in [0, 2, 3651, u32::MAX] {
+        let rotation = Config { key_rotation_days: days, ..config.clone() };
+        assert!(matches!(rotation.checked(), Err(ConfigError::Rotation(_))));
+    }
     let none = Config { tenants: Vec::new(), ..config.clone() };
     assert!(matches!(none.checked(), Err(ConfigError::Tenants(_))));
     let twice = Config { tenants: [config.tenants.clone(), config.tenants.clone()].concat(), ..config };
