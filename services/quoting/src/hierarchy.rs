@@ -32,8 +32,9 @@ const YEARS: (i32, i32) = (2020, 2049);
 /// What the file says to whoever reads it.
 const WARNING: &str =
     "keys of an emulated platform: they protect nothing, and no verifier should trust them by default";
-/// Where this platform's collateral would be served; verifiers demand the extension, none of them follows it.
-const DISTRIBUTION_POINT: &str = "https://localhost:8081/sgx/certification/v4/rootcacrl";
+/// Where CRLs of the root and of the platform CA would be served; verifiers demand the extension, none follows it.
+const ROOT_CRL: &str = "https://localhost:8081/sgx/certification/v4/rootcacrl";
+const PCK_CRL: &str = "https://localhost:8081/sgx/certification/v4/pckcrl?ca=platform&encoding=der";
 
 /// What the PCK certificate says of the platform, derived from the machine's secrets: another machine is another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,7 +231,7 @@ fn params(name: &str, serial: &[u8], path_length: Option<u8>) -> CertificatePara
         ),
         None => (IsCa::ExplicitNoCa, vec![KeyUsagePurpose::DigitalSignature]),
     };
-    params.crl_distribution_points = vec![CrlDistributionPoint { uris: vec![DISTRIBUTION_POINT.into()] }];
+    params.crl_distribution_points = vec![CrlDistributionPoint { uris: vec![ROOT_CRL.into()] }];
     params.use_authority_key_identifier_extension = true;
     params
 }
@@ -245,6 +246,7 @@ fn issue_pck(
     // Positive, and without a leading zero byte.
     serial[0] = serial[0] & 0x3f | 0x40;
     let mut leaf = params("Enclos Emulated SGX PCK Certificate", &serial, None);
+    leaf.crl_distribution_points = vec![CrlDistributionPoint { uris: vec![PCK_CRL.into()] }];
     leaf.key_usages.push(KeyUsagePurpose::ContentCommitment);
     leaf.custom_extensions.push(CustomExtension::from_oid_content(&SGX_EXTENSION, sgx_extension(platform)));
     Ok(leaf.signed_by(&key_pair(pkcs8)?, issuer)?.pem())

@@ -90,9 +90,12 @@ fn the_default_policy_refuses_and_one_naming_the_root_accepts() {
 fn the_quote_says_what_collateral_it_needs() {
     let dir = dir();
     let quoting = open(&dir);
-    let bytes = quoting.quote(&report(&quoting)).unwrap();
+    let report = report(&quoting);
+    let bytes = quoting.quote(&report).unwrap();
     let quote = Quote::parse(&bytes).unwrap();
     assert_eq!(quote.version, 3);
+    assert_eq!(bytes[48..432], report[..384], "the body is the REPORT's as it was");
+    assert_eq!(quote.qe_report.0[..16], machine().cpu_svn());
     let key = CollateralKey::of(&quote).unwrap();
     assert_eq!((key.fmspc, key.ca), (Hex(FMSPC), PckCa::Platform));
 }
@@ -168,6 +171,43 @@ fn every_tcb_state_gives_its_status() {
             Err(error) => assert!(state == TcbState::Revoked && error.contains("Revoked"), "{error}"),
         }
     }
+}
+
+/// The conditions that policies have for imperfect platforms can be tried out.
+#[test]
+fn policies_can_accept_imperfect_states() {
+    let dir = dir();
+    let quoting = open(&dir).with_tcb_state(TcbState::SwHardeningNeeded);
+    let quote = quoting.quote(&report(&quoting)).unwrap();
+    let root = quoting.root_key_id();
+    for (advisories, accepted) in [("[\"EMULATED-SA-00001\"]", true), ("[]", false)] {
+        let policy = Policy::from_toml(&format!(
+            "any_identity = true\nemulated_roots = [\"{root}\"]\n\
+             [tcb]\naccept = [{{ status = \"SWHardeningNeeded\", advisories = {advisories} }}]"
+        ));
+        let verdict = judge(&quote, quoting.collateral(NOW).unwrap(), &policy.unwrap());
+        assert_eq!(verdict.accepted, accepted, "{verdict}");
+    }
+    let quoting = quoting.with_tcb_state(TcbState::OutOfDate);
+    // The level that is missing is of 2025-05-14, 397 days before.
+    for (grace_days, accepted) in [(398, true), (396, false)] {
+        let policy = Policy::from_toml(&format!(
+            "any_identity = true\nemulated_roots = [\"{root}\"]\n\
+             [tcb]\naccept = [{{ status = \"OutOfDate\", grace_days = {grace_days} }}]"
+        ));
+        let verdict = judge(&quote, quoting.collateral(NOW).unwrap(), &policy.unwrap());
+        assert_eq!(verdict.accepted, accepted, "{verdict}");
+    }
+}
+
+/// Collateral is stored and sent as JSON; signatures are over exact bytes, so these must come back.
+#[test]
+fn collateral_survives_its_json_form() {
+    let dir = dir();
+    let quoting = open(&dir);
+    let collateral = quoting.collateral(NOW).unwrap();
+    let json = serde_json::to_vec(&collateral).unwrap();
+    assert_eq!(Collateral::from_json(&json).unwrap(), collateral);
 }
 
 #[test]
