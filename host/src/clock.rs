@@ -1,6 +1,7 @@
 //! The clocks that the host tells the enclave about, and the rate of the time-stamp counter between them.
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use enclos::abi::ClockSample;
 
@@ -16,6 +17,9 @@ pub(crate) struct Clock {
 /// reading, the rate is then off by 20 parts in a million at most.
 const BASELINE_NS: u64 = 5_000_000;
 
+/// The rate that some clock of this process measured last; 0: none yet.
+static MEASURED_HZ: AtomicU64 = AtomicU64::new(0);
+
 impl Clock {
     /// Takes the first reading. What the caller does until [`Clock::sample`] costs no time on top.
     pub(crate) fn start() -> Self {
@@ -29,13 +33,20 @@ impl Clock {
             return ClockSample { tsc: 0, tsc_hz: 0, realtime_ns: realtime(), monotonic_ns: monotonic_ns() };
         };
         let mut now = reading();
-        while now.1 - ns0 < BASELINE_NS {
-            std::hint::spin_loop();
-            now = reading();
+        let mut tsc_hz = 0;
+        if now.1 - ns0 < BASELINE_NS {
+            // Only the process's first enclave has to wait for a baseline.
+            tsc_hz = MEASURED_HZ.load(Ordering::Relaxed);
         }
-        let (tsc, monotonic_ns) = now;
-        let hz = u128::from(tsc - tsc0) * 1_000_000_000 / u128::from(monotonic_ns - ns0);
-        ClockSample { tsc, tsc_hz: hz as u64, realtime_ns: realtime(), monotonic_ns }
+        if tsc_hz == 0 {
+            while now.1 - ns0 < BASELINE_NS {
+                std::hint::spin_loop();
+                now = reading();
+            }
+            tsc_hz = (u128::from(now.0 - tsc0) * 1_000_000_000 / u128::from(now.1 - ns0)) as u64;
+            MEASURED_HZ.store(tsc_hz, Ordering::Relaxed);
+        }
+        ClockSample { tsc: now.0, tsc_hz, realtime_ns: realtime(), monotonic_ns: now.1 }
     }
 }
 
