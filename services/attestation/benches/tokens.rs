@@ -1,4 +1,4 @@
-//! Attestations per CPU-second on one thread, beside the RSA signature alone in the same run.
+//! Attestations per second on one thread, beside the RSA signature alone in the same run.
 
 use std::time::{Duration, Instant};
 
