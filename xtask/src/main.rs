@@ -155,10 +155,15 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Adds what a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …` says.
+    /// Adds what a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …` or `3 passed, 0 failed` says.
     fn add(&mut self, line: &str) {
-        let Some(result) = line.trim_start().strip_prefix("test result: ") else { return };
-        let mut words = result.split([' ', ';']).filter(|w| !w.is_empty());
+        let line = line.trim();
+        let result = match line.strip_prefix("test result: ") {
+            Some(result) => result,
+            None if line.ends_with(" failed") && line.contains(" passed, ") => line,
+            None => return,
+        };
+        let mut words = result.split([' ', ';', ',']).filter(|w| !w.is_empty());
         let mut before = words.next().unwrap_or_default();
         for word in words {
             let number = before.parse().unwrap_or(0);
@@ -230,6 +235,8 @@ mod tests {
             "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
         );
         tally.add("test result: FAILED. 2 passed; 5 failed; 0 ignored; 0 measured; 0 filtered out");
-        assert_eq!(tally, Tally { passed: 5, failed: 5, ignored: 1 });
+        tally.add("40 passed, 2 failed");
+        tally.add("nothing passed, everything failed to begin");
+        assert_eq!(tally, Tally { passed: 45, failed: 7, ignored: 1 });
     }
 }

@@ -29,6 +29,7 @@ pub(crate) const STEPS: &[Step] = &[
         about: "other people's software against ours (tests/conformance)",
         run: conformance,
     },
+    Step { name: "azure", about: "Azure's attestation SDKs against the service", run: azure },
     Step {
         name: "vault",
         about: "the README's first command, twice: the vault survives a restart",
@@ -90,6 +91,24 @@ fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
         run(c.cargo(&workspace).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
     }
     Ok(())
+}
+
+fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let quotes = std::env::var_os("ENCLOS_QUOTES").map_or(c.root.join("../shared/quotes"), PathBuf::from);
+    if !quotes.is_dir() {
+        println!("skipped: there are no recorded quotes at {} (set ENCLOS_QUOTES)", quotes.display());
+        return Ok(());
+    }
+    // Debian's Python comes without what `venv` needs.
+    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    let venv = match has_venv.is_ok_and(|o| o.status.success()) {
+        true => ("python3", "python3"),
+        false => ("", "python3-venv"),
+    };
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/azure-attestation/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
 }
 
 /// Installs Debian packages for headers and programs that are missing.
