@@ -168,6 +168,20 @@ global_asm!(
     .popsection
     .endm
 
+    # What compiled code may change of the program's vector registers: it is compiled for SSE only.
+    .macro SAVE_XMM
+    sub rsp, 256
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movaps [rsp + 16 * \n], xmm\n
+    .endr
+    .endm
+    .macro RESTORE_XMM
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movaps xmm\n, [rsp + 16 * \n]
+    .endr
+    add rsp, 256
+    .endm
+
     .section .text.enclos_entry, "ax"
     .global enclos_entry, enclos_switch, enclos_switch_keeping, enclos_leave, enclos_leave_exception
     .global enclos_start_application, enclos_start_thread, enclos_syscall, enclos_cpuid
@@ -485,43 +499,11 @@ enclos_syscall:
     push r14
     push r15
     mov rdi, rsp
-    sub rsp, 256
-    movaps [rsp], xmm0
-    movaps [rsp + 16], xmm1
-    movaps [rsp + 32], xmm2
-    movaps [rsp + 48], xmm3
-    movaps [rsp + 64], xmm4
-    movaps [rsp + 80], xmm5
-    movaps [rsp + 96], xmm6
-    movaps [rsp + 112], xmm7
-    movaps [rsp + 128], xmm8
-    movaps [rsp + 144], xmm9
-    movaps [rsp + 160], xmm10
-    movaps [rsp + 176], xmm11
-    movaps [rsp + 192], xmm12
-    movaps [rsp + 208], xmm13
-    movaps [rsp + 224], xmm14
-    movaps [rsp + 240], xmm15
+    SAVE_XMM
     cld
     call {linux}
     mov r11, rax
-    movaps xmm0, [rsp]
-    movaps xmm1, [rsp + 16]
-    movaps xmm2, [rsp + 32]
-    movaps xmm3, [rsp + 48]
-    movaps xmm4, [rsp + 64]
-    movaps xmm5, [rsp + 80]
-    movaps xmm6, [rsp + 96]
-    movaps xmm7, [rsp + 112]
-    movaps xmm8, [rsp + 128]
-    movaps xmm9, [rsp + 144]
-    movaps xmm10, [rsp + 160]
-    movaps xmm11, [rsp + 176]
-    movaps xmm12, [rsp + 192]
-    movaps xmm13, [rsp + 208]
-    movaps xmm14, [rsp + 224]
-    movaps xmm15, [rsp + 240]
-    add rsp, 256
+    RESTORE_XMM
     # RBX, RBP and R12 to R15 are as the program left them: compiled code preserves them.
     mov r10, [rsp + 48]
     mov r9, [rsp + 56]
@@ -552,44 +534,12 @@ enclos_cpuid:
     push r11
     sub rsp, 24
     mov rdx, rsp
-    sub rsp, 256
-    movaps [rsp], xmm0
-    movaps [rsp + 16], xmm1
-    movaps [rsp + 32], xmm2
-    movaps [rsp + 48], xmm3
-    movaps [rsp + 64], xmm4
-    movaps [rsp + 80], xmm5
-    movaps [rsp + 96], xmm6
-    movaps [rsp + 112], xmm7
-    movaps [rsp + 128], xmm8
-    movaps [rsp + 144], xmm9
-    movaps [rsp + 160], xmm10
-    movaps [rsp + 176], xmm11
-    movaps [rsp + 192], xmm12
-    movaps [rsp + 208], xmm13
-    movaps [rsp + 224], xmm14
-    movaps [rsp + 240], xmm15
+    SAVE_XMM
     cld
     mov edi, eax
     mov esi, ecx
     call {cpuid}
-    movaps xmm0, [rsp]
-    movaps xmm1, [rsp + 16]
-    movaps xmm2, [rsp + 32]
-    movaps xmm3, [rsp + 48]
-    movaps xmm4, [rsp + 64]
-    movaps xmm5, [rsp + 80]
-    movaps xmm6, [rsp + 96]
-    movaps xmm7, [rsp + 112]
-    movaps xmm8, [rsp + 128]
-    movaps xmm9, [rsp + 144]
-    movaps xmm10, [rsp + 160]
-    movaps xmm11, [rsp + 176]
-    movaps xmm12, [rsp + 192]
-    movaps xmm13, [rsp + 208]
-    movaps xmm14, [rsp + 224]
-    movaps xmm15, [rsp + 240]
-    add rsp, 256
+    RESTORE_XMM
     mov eax, [rsp]
     mov ebx, [rsp + 4]
     mov ecx, [rsp + 8]
