@@ -90,6 +90,9 @@ impl<T: Transport> Transport for &T {
 /// A transport that can bound how long a call may take.
 pub trait DeadlineTransport: Transport + Sized {
     /// The same connection; calls over it that take longer fail with [`Failure::DeadlineExceeded`].
+    ///
+    /// A call given up is not undone: the enclave has one thread less from then on, and locks that the thread held inside
+    /// stay held. Where that matters, start the enclave anew.
     #[must_use]
     fn with_deadline(&self, limit: Duration) -> Self;
 }

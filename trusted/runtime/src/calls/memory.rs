@@ -27,7 +27,8 @@ pub fn mmap(at: u64, len: u64, protection: u64, flags: u64, _fd: u64) -> Outcome
 }
 
 /// mprotect(2): permissions of SGX1 pages are fixed; asking for less than there is succeeds, as does asking for what
-/// is there. RELRO pages of the application stay writable.
+/// is there. RELRO pages of the application stay writable, and the guard pages of spawned threads' stacks do not guard:
+/// only the first thread's stack lies above a page that does not exist.
 pub fn mprotect(at: u64, len: u64) -> Outcome {
     let own =
         memory::is_heap(at, len) || (crate::boot::in_application(at) && at.is_multiple_of(memory::PAGE));
