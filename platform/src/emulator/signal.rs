@@ -165,9 +165,9 @@ fn install(signal: c_int) -> io::Result<()> {
     let new = if FAULTS.contains(&signal) {
         KernelAction { handler: trampoline, flags: ours | libc::SA_NODEFER as u64, restorer, mask: 0 }
     } else if handler > 1 {
-        let kept = (libc::SA_RESTART | libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT | libc::SA_NODEFER) as u64;
-        let mask = action.mask.load(Ordering::Relaxed);
-        KernelAction { handler: trampoline, flags: ours | flags & kept, restorer, mask }
+        // All signals wait until the trampoline has found the handler its stack; `chain` then sets the mask asked for.
+        let kept = (libc::SA_RESTART | libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) as u64;
+        KernelAction { handler: trampoline, flags: ours | flags & kept, restorer, mask: u64::MAX }
     } else {
         let kept = (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) as u64;
         KernelAction { handler, flags: flags & kept | SA_RESTORER, restorer, mask: 0 }
@@ -350,6 +350,56 @@ pub(super) unsafe extern "C" fn handle(
     }
     // SAFETY: as above.
     unsafe { chain(signal, info, uc) }
+}
+
+/// The part of the kernel's signal frame below the floating-point state: return address, `struct ucontext` (with 64
+/// signals' worth of mask) and `siginfo_t` (Linux arch/x86/include/asm/sigframe.h).
+const FRAME: usize = 8 + FRAME_UCONTEXT + 128;
+/// Bytes of the kernel's `struct ucontext`.
+pub(super) const FRAME_UCONTEXT: usize = 304;
+
+/// Copies the signal frame of a thread that never entered an enclave from its alternate stack to the stack it was
+/// interrupted on, if the program did not ask for `SA_ONSTACK`. Returns the copy's address, or 0 to stay.
+///
+/// Every handler is installed with `SA_ONSTACK` for the threads that are inside. Alternate stacks of other threads may
+/// be as small as one frame allows (Rust's are): handlers that were written for the thread's stack, several at once,
+/// overflow them. Signals are blocked until the frame has moved, so that frames do not pile up there either.
+///
+/// # Safety
+/// Called by the trampoline only, with the kernel's frame.
+pub(super) unsafe extern "C" fn own_stack(signal: c_int, uc: *mut ucontext_t) -> usize {
+    let action = &ACTIONS[signal as usize];
+    let wants_alternate = action.flags.load(Ordering::Relaxed) & libc::SA_ONSTACK as u64 != 0;
+    let has_handler = action.handler.load(Ordering::Relaxed) > 1;
+    // SAFETY: the kernel's frame.
+    let (stack, interrupted, fpregs) = unsafe {
+        let m = &(*uc).uc_mcontext;
+        ((*uc).uc_stack, m.gregs[libc::REG_RSP as usize] as usize, m.fpregs.cast::<u8>())
+    };
+    let on_alternate = |at: usize| at.wrapping_sub(stack.ss_sp as usize) < stack.ss_size;
+    if wants_alternate || !has_handler || !on_alternate(uc as usize) || on_alternate(interrupted) {
+        return 0;
+    }
+    const RED_ZONE: usize = 128;
+    let mut to = interrupted - RED_ZONE;
+    // SAFETY: below the red zone the thread's stack is free, as for any signal frame; if there is none left the thread
+    // ends as it would have when the kernel put the frame there.
+    unsafe {
+        let copy_of_fpregs = if fpregs.is_null() {
+            core::ptr::null_mut()
+        } else {
+            let bytes = fpregs_bytes(fpregs);
+            to = (to - bytes) & !63;
+            core::ptr::copy_nonoverlapping(fpregs, to as *mut u8, bytes);
+            to as *mut u8
+        };
+        // The kernel enters handlers as a call does: 8 bytes off a multiple of 16.
+        to = ((to - FRAME) & !15) - 8;
+        core::ptr::copy_nonoverlapping(uc.cast::<u8>().sub(8), to as *mut u8, FRAME);
+        (&raw mut (*(to as *mut u8).add(8).cast::<ucontext_t>()).uc_mcontext.fpregs)
+            .write(copy_of_fpregs.cast());
+    }
+    to
 }
 
 /// Is the address in the code of `transitions`?
@@ -638,6 +688,20 @@ impl Inside<'_> {
     }
 }
 
+/// All bytes of a signal frame's floating-point state: with the XSAVE area the magic number behind it.
+///
+/// # Safety
+/// `p` must be the kernel's pointer of a signal frame.
+unsafe fn fpregs_bytes(p: *const u8) -> usize {
+    // SAFETY: the caller's contract; Linux `struct _fpx_sw_bytes`: magic number, extended size.
+    unsafe {
+        let magic = p.add(464).cast::<u32>().read_unaligned();
+        if magic == FP_XSTATE_MAGIC1 { p.add(468).cast::<u32>().read_unaligned() as usize } else { 512 }
+    }
+}
+
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+
 /// The XSAVE area of a signal frame: 512 bytes, or as many as the kernel says (Linux `struct _fpx_sw_bytes`).
 fn xsave_of(frame: &ucontext_t) -> &[u8] {
     let p = frame.uc_mcontext.fpregs.cast::<u8>();
@@ -648,7 +712,7 @@ fn xsave_of(frame: &ucontext_t) -> &[u8] {
     unsafe {
         let magic = p.add(464).cast::<u32>().read_unaligned();
         let size = p.add(480).cast::<u32>().read_unaligned();
-        core::slice::from_raw_parts(p, if magic == 0x4650_5853 { size as usize } else { 512 })
+        core::slice::from_raw_parts(p, if magic == FP_XSTATE_MAGIC1 { size as usize } else { 512 })
     }
 }
 
@@ -695,23 +759,17 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, uc: *mut ucontext_t) {
                 action.handler.store(libc::SIG_DFL as u64, Ordering::Relaxed);
                 let _ = install(signal);
             }
-            if fault {
-                // Faults are installed with an empty mask; the program may have asked for another.
-                let mut mask = action.mask.load(Ordering::Relaxed);
-                if flags & libc::SA_NODEFER as u64 == 0 {
-                    mask |= 1 << (signal - 1);
-                }
-                // SAFETY: blocks signals for this thread until the handler returns (the frame has the old mask).
-                unsafe {
-                    libc::syscall(
-                        libc::SYS_rt_sigprocmask,
-                        libc::SIG_BLOCK,
-                        &raw const mask,
-                        0_usize,
-                        8_usize,
-                    )
-                };
+            // What the kernel blocks during the trampoline is not what the program asked for during its handler.
+            // SAFETY: the kernel's own frame, which begins with 64 signals' worth of mask.
+            let mut mask = unsafe { (&raw const (*uc).uc_sigmask).cast::<u64>().read() };
+            mask |= action.mask.load(Ordering::Relaxed);
+            if flags & libc::SA_NODEFER as u64 == 0 {
+                mask |= 1 << (signal - 1);
             }
+            // SAFETY: sets this thread's mask until the handler returns (the frame has the old one).
+            unsafe {
+                libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0_usize, 8_usize)
+            };
             // SAFETY: the program gave this address as its handler, of the kind its flags say.
             unsafe {
                 if flags & libc::SA_SIGINFO as u64 != 0 {

@@ -295,7 +295,21 @@ enclos_emu_trampoline:
     wrgsbase rax
     add rsp, 40
     ret
-4:  xor ecx, ecx
+    # A thread that never entered: its handlers run on its own stack, unless they ask for the alternate one.
+4:  push rdi
+    push rsi
+    push rdx
+    mov rsi, rdx
+    call {own_stack}
+    pop rdx
+    pop rsi
+    pop rdi
+    test rax, rax
+    jz 5f
+    mov rsp, rax
+    lea rdx, [rax + 8]
+    lea rsi, [rax + 8 + {frame_ucontext}]
+5:  xor ecx, ecx
     xor r8d, r8d
     jmp {handle}
 
@@ -328,6 +342,8 @@ enclos_emu_gate_end:
 "#,
     prepare = sym super::thread::prepare,
     handle = sym super::signal::handle,
+    own_stack = sym super::signal::own_stack,
+    frame_ucontext = const super::signal::FRAME_UCONTEXT,
     arena_start = sym super::thread::ARENA_START,
     arena_size = sym super::thread::ARENA_SIZE,
     context_to_stack = const CONTEXT_TO_STACK,

@@ -1,5 +1,5 @@
 //! Host signals at 5 kHz each while threads compute inside: results are right, handlers see the host's thread-local
-//! storage and no register of the enclave.
+//! storage and no register of the enclave. And on threads that are outside, handlers run as if there were no enclave.
 
 #[allow(dead_code)]
 mod support;
@@ -111,4 +111,79 @@ fn set_timers(period: i64) {
         assert_eq!(libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()), 0);
         assert_eq!(libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut()), 0);
     }
+}
+
+/// Rust gives its threads alternate stacks that hold little more than one signal frame. Handlers that did not ask for
+/// them must not run there because an enclave was started: three at once, with a page of variables each, did not fit.
+#[test]
+fn handlers_outside_run_on_the_stack_they_were_written_for() {
+    let enclave =
+        builder(&image(&build("compute.c"), "threads = 8")).stdout(Captured::default()).start().unwrap();
+    assert_eq!(enclave.wait().ok(), Some(0), "{:?}", enclave.end());
+    let signals = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
+    // SAFETY: a handler that is async-signal-safe.
+    unsafe {
+        for signal in signals {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = spacious as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO;
+            libc::sigaddset(&raw mut action.sa_mask, libc::SIGURG);
+            assert_eq!(libc::sigaction(signal, &raw const action, std::ptr::null_mut()), 0);
+        }
+    }
+    std::thread::spawn(move || {
+        // SAFETY: signals that have handlers, to this thread, made to arrive at once; the registers that are written
+        // are declared, and XMM15 is read back.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            signals.iter().for_each(|s| assert_eq!(libc::sigaddset(&raw mut set, *s), 0));
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            signals.iter().for_each(|s| assert_eq!(libc::pthread_kill(libc::pthread_self(), *s), 0));
+            let after: u64;
+            std::arch::asm!(
+                "mov {x}, 0x5eed",
+                "movq xmm15, {x}",
+                "syscall",
+                "movq {x}, xmm15",
+                x = out(reg) after,
+                inlateout("rax") libc::SYS_rt_sigprocmask => _,
+                in("rdi") libc::SIG_UNBLOCK as i64,
+                in("rsi") &raw const set,
+                in("rdx") 0,
+                in("r10") 8,
+                out("rcx") _,
+                out("r11") _,
+                out("xmm15") _,
+            );
+            assert_eq!(after, 0x5eed, "registers are as before the signals");
+            let mut now: libc::sigset_t = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut now);
+            let left = signals.iter().filter(|s| libc::sigismember(&raw const now, **s) == 1).count();
+            assert_eq!(left, 0, "the mask is as before the signals");
+        }
+    })
+    .join()
+    .unwrap();
+    assert_eq!(SPACIOUS.load(Ordering::Relaxed), 3);
+    assert_eq!(MASKS_WRONG.load(Ordering::Relaxed), 0, "handlers run with the mask that was asked for");
+}
+
+static SPACIOUS: AtomicU64 = AtomicU64::new(0);
+static MASKS_WRONG: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn spacious(signal: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let mut room = [0_u8; 4096];
+    std::hint::black_box(&mut room);
+    // SAFETY: reads this thread's mask.
+    let mask = unsafe {
+        let mut now: libc::sigset_t = std::mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut now);
+        now
+    };
+    // SAFETY: an initialised set.
+    let blocked = |s: i32| unsafe { libc::sigismember(&raw const mask, s) == 1 };
+    if !blocked(signal) || !blocked(libc::SIGURG) || blocked(libc::SIGTERM) {
+        MASKS_WRONG.fetch_add(1, Ordering::Relaxed);
+    }
+    SPACIOUS.fetch_add(1, Ordering::Relaxed);
 }
