@@ -162,12 +162,14 @@ fn install(signal: c_int) -> io::Result<()> {
     let trampoline = asm::enclos_emu_trampoline as *const () as u64;
     let restorer = asm::enclos_emu_restorer as *const () as u64;
     let ours = (libc::SA_SIGINFO | libc::SA_ONSTACK) as u64 | SA_RESTORER;
+    // Signals wait until the trampoline has cleared the enclave's registers and found the handler its stack; `chain`
+    // then sets the mask that the program asked for.
+    let mask = FAULTS.iter().fold(u64::MAX, |mask, fault| mask & !(1 << (fault - 1)));
     let new = if FAULTS.contains(&signal) {
-        KernelAction { handler: trampoline, flags: ours | libc::SA_NODEFER as u64, restorer, mask: 0 }
+        KernelAction { handler: trampoline, flags: ours | libc::SA_NODEFER as u64, restorer, mask }
     } else if handler > 1 {
-        // All signals wait until the trampoline has found the handler its stack; `chain` then sets the mask asked for.
         let kept = (libc::SA_RESTART | libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) as u64;
-        KernelAction { handler: trampoline, flags: ours | flags & kept, restorer, mask: u64::MAX }
+        KernelAction { handler: trampoline, flags: ours | flags & kept, restorer, mask }
     } else {
         let kept = (libc::SA_NOCLDSTOP | libc::SA_NOCLDWAIT) as u64;
         KernelAction { handler, flags: flags & kept | SA_RESTORER, restorer, mask: 0 }

@@ -271,7 +271,14 @@ enclos_emu_trampoline:
     cmp rcx, [rip + {arena_size}]
     jae 4f
     lea rcx, [rax - {context_to_stack}]
-    movzx r8d, byte ptr [rcx + 16]
+    # The kernel has the interrupted registers in the frame and leaves them loaded: handlers that interrupt this one
+    # must not see an enclave's. (It has reset the vector registers.)
+    cmp qword ptr [rcx + 24], 0
+    je 5f
+    .irp register, ebx, ebp, r10d, r11d, r12d, r13d, r14d, r15d
+    xor \register, \register
+    .endr
+5:  movzx r8d, byte ptr [rcx + 16]
     mov byte ptr [rcx + 16], 0
     rdfsbase rax
     rdgsbase r9
