@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::command::{bench, build, doctor, inspect, keygen, new, run, sign};
+use crate::command::{bench, build, doctor, image, inspect, keygen, new, run, sign};
 use crate::ui::Ui;
 
 const AFTER_HELP: &str = "\
@@ -61,6 +61,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Build a project and run it
     Run(run::Args),
+    /// Write a container image (OCI) of a project
+    Image(image::Args),
     /// Say what this machine has and lacks for enclaves
     Doctor(doctor::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(&args, ui(args.json)),
         Command::Inspect(args) => inspect::run(&args, ui(args.json)),
         Command::Run(args) => run::run(&args, ui(false)),
+        Command::Image(args) => image::run(&args, ui(args.json)),
         Command::Doctor(args) => doctor::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
     };

@@ -43,10 +43,10 @@ pub(crate) struct Args {
 pub(crate) struct Options {
     /// Private key that signs the image (PEM); default: your developer key
     #[arg(long, value_name = "FILE", env = "ENCLOS_KEY")]
-    key: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
     /// Where the image goes; default: target/enclos/<name>.enclave
     #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// An image in memory, and where it was written.
@@ -106,18 +106,18 @@ fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -
 }
 
 /// Shows a build: a bar on a terminal, cargo's lines elsewhere; the compiler's diagnostics in any case.
-struct Display {
+pub(crate) struct Display {
     ui: Ui,
     bar: Option<Bar>,
     total: usize,
 }
 
 impl Display {
-    fn new(ui: Ui) -> Self {
+    pub(crate) fn new(ui: Ui) -> Self {
         Self { ui, bar: None, total: 0 }
     }
 
-    fn show(&mut self, step: Progress) {
+    pub(crate) fn show(&mut self, step: Progress) {
         match step {
             Progress::Packages(count) => self.total = count,
             Progress::Built { fresh: true, .. } => {}

@@ -1,5 +1,6 @@
 //! `enclos inspect`
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use enclos::abi::{REPORT_MAGIC, REPORT_VARIABLE};
 use enclos_host::{Enclave, PlatformChoice};
 use enclos_pack::inspect::{Contract, Inspection, Signature};
+use enclos_pack::oci::Layout;
 use enclos_pack::{Config, Forms, Image, config};
 use serde::Serialize;
 
@@ -20,6 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   enclos inspect                                  the image of the project in this folder
   enclos inspect target/enclos/vault.enclave
+  enclos inspect oci:target/enclos/vault.oci      what a container image holds; oci:PATH:TAG chooses among several
   enclos inspect --json | jq -r .identity.mrenclave
   enclos inspect --runtime -- --version           also run it, and name the Linux calls it was refused";
 
@@ -30,7 +33,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// An image, or a project's folder
+    /// An image, a project's folder, or oci: and an OCI image (layout folder or archive)
     #[arg(default_value = ".")]
     image: PathBuf,
     /// Run it, without a host program, and name the Linux calls that were refused
@@ -48,8 +51,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
-    let path = find(&args.image)?;
-    let image = read_image(&path)?;
+    let (path, image, container) = match args.image.to_str().and_then(|p| p.strip_prefix("oci:")) {
+        Some(reference) => {
+            let (path, image, container) = from_container(reference)?;
+            (path, image, Some(container))
+        }
+        None => {
+            let path = find(&args.image)?;
+            let image = read_image(&path)?;
+            (path, image, None)
+        }
+    };
     let inspection = Inspection::of(&image);
     let calls = if args.runtime { Some(run_it(&image, args, ui)?) } else { None };
     if ui.json() {
@@ -59,10 +71,16 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
             #[serde(flatten)]
             inspection: &'a Inspection,
             #[serde(skip_serializing_if = "Option::is_none")]
+            container: Option<&'a Holder>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             runtime: Option<&'a Calls>,
         }
-        say_json(&All { file: &path, inspection: &inspection, runtime: calls.as_ref() });
+        let (container, runtime) = (container.as_ref(), calls.as_ref());
+        say_json(&All { file: &path, inspection: &inspection, container, runtime });
     } else {
+        if let Some(container) = &container {
+            say_container(container);
+        }
         say(&path, &inspection);
         if let Some(calls) = &calls {
             say_calls(calls);
@@ -85,6 +103,37 @@ fn find(path: &Path) -> Result<PathBuf, Error> {
         true => Ok(image),
         false => Err(Error::NotBuilt { path: image }),
     }
+}
+
+/// The container image that an enclave image came in.
+#[derive(Clone, Debug, Serialize)]
+struct Holder {
+    digest: String,
+    tag: Option<String>,
+    entrypoint: Vec<String>,
+    labels: BTreeMap<String, String>,
+    /// Labels that say something else than what the enclave is: name, what is said, what is so.
+    untrue_labels: Vec<(String, String, String)>,
+}
+
+/// The enclave image of a container image: `PATH` or `PATH:TAG`.
+fn from_container(reference: &str) -> Result<(PathBuf, Image, Holder), Error> {
+    let (path, tag) = match reference.rsplit_once(':') {
+        Some((path, tag)) if !Path::new(reference).exists() => (path, Some(tag)),
+        _ => (reference, None),
+    };
+    let mut layout = Layout::open(Path::new(path), tag)?;
+    let found: Vec<String> = layout.enclaves.iter().map(|(path, _)| path.clone()).collect();
+    let [_] = &found[..] else {
+        return Err(Error::Usage(format!(
+            "{path} holds {}: one enclave image (*.enclave) in a container can be inspected",
+            if found.is_empty() { "no enclave image".to_owned() } else { found.join(", ") }
+        )));
+    };
+    let (file, image) = layout.enclaves.remove(0);
+    let untrue_labels = layout.untrue_labels(&image);
+    let Layout { digest, tag, labels, entrypoint, .. } = layout;
+    Ok((PathBuf::from("/").join(file), image, Holder { digest, tag, entrypoint, labels, untrue_labels }))
 }
 
 /// What the runtime counted.
@@ -176,6 +225,20 @@ fn parse(text: &str) -> Option<Calls> {
         }
     }
     Some(calls)
+}
+
+fn say_container(c: &Holder) {
+    heading("Container");
+    row("digest", &c.digest);
+    row("tag", c.tag.as_deref().unwrap_or("none"));
+    row("runs", c.entrypoint.join(" "));
+    if c.untrue_labels.is_empty() {
+        let count = c.labels.keys().filter(|name| name.starts_with("io.enclos.")).count();
+        row("labels", format_args!("{count} about the enclave, {GOOD}all as it is{GOOD:#}"));
+    }
+    for (name, said, so) in &c.untrue_labels {
+        row("labels", format_args!("{BAD}{name} says {said}{BAD:#}, the enclave's is {so}"));
+    }
 }
 
 fn say(path: &Path, i: &Inspection) {

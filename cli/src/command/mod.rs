@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod doctor;
+pub(crate) mod image;
 pub(crate) mod inspect;
 pub(crate) mod keygen;
 pub(crate) mod new;
@@ -47,6 +48,8 @@ pub(crate) enum Error {
     Build(#[from] BuildError),
     #[error(transparent)]
     Sign(#[from] SignError),
+    #[error(transparent)]
+    Oci(#[from] enclos_pack::oci::OciError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error("the enclave cannot be reached")]

@@ -10,11 +10,12 @@ mod elf;
 pub mod image;
 pub mod inspect;
 mod layout;
+pub mod oci;
 mod rewrite;
 pub mod sgxs;
 pub mod sign;
 
-pub use build::{BuildError, Progress, build_application};
+pub use build::{BuildError, Progress, build_application, compile_host};
 pub use config::{Config, ConfigError};
 pub use elf::ElfError;
 pub use image::{Image, ImageError};

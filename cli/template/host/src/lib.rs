@@ -1,6 +1,6 @@
 //! The untrusted half, as far as the tests use it too.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use enclos_host::{Enclave, StartError};
@@ -8,8 +8,10 @@ use {{ident}}_contract::{Clock, ClockServer};
 
 /// Starts the enclave: the image that `enclos run` names, else the one that `enclos build` made.
 pub fn start() -> Result<Enclave, StartError> {
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/enclos/{{name}}.enclave");
-    let image = std::env::var_os("ENCLOS_IMAGE").map_or_else(|| built.into(), PathBuf::from);
+    // Cargo tells the programs it runs where their crate is. Compiled in, it would make `enclos image` depend on it.
+    let project = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(PathBuf::new, |host| Path::new(&host).join(".."));
+    let built = project.join("target/enclos/{{name}}.enclave");
+    let image = std::env::var_os("ENCLOS_IMAGE").map_or(built, PathBuf::from);
     Enclave::builder(image).service(ClockServer::new(SystemClock)).start()
 }
 

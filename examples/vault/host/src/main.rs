@@ -18,7 +18,7 @@ use vault_host::FileStorage;
 #[command(name = "vault", after_help = "Through enclos: enclos run examples/vault -- fetch API_TOKEN")]
 struct Cli {
     /// The enclave's image; `enclos run` sets it
-    #[arg(long, env = "ENCLOS_IMAGE", default_value = default_image())]
+    #[arg(long, env = "ENCLOS_IMAGE", default_value_os_t = default_image())]
     image: PathBuf,
     /// Where the sealed vault is kept
     #[arg(long, default_value = "vault.sealed")]
@@ -96,14 +96,13 @@ fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
 }
 
 fn demo(cli: &Cli) -> Result<(), Box<dyn Error>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../example.env");
-    let text = read(&file)?;
+    let text = include_str!("../../example.env");
     with_vault(cli, |vault| {
         match vault.list()?.len() {
             0 => println!("The vault is new."),
             n => println!("Opened {} with {n} secrets of an earlier run.", cli.store.display()),
         }
-        let done = vault.import(&text)?;
+        let done = vault.import(text)?;
         println!(
             "Imported example.env: {} added, {} changed, {} unchanged.",
             done.added, done.changed, done.unchanged
@@ -167,7 +166,10 @@ fn read(path: &Path) -> Result<String, Box<dyn Error>> {
     fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()).into())
 }
 
-/// Where `enclos build` puts the image.
-fn default_image() -> &'static str {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../target/enclos/vault.enclave")
+/// Where `enclos build` puts the image, as cargo tells those it runs; no path is compiled in, so that the program is the
+/// same wherever it was built.
+fn default_image() -> PathBuf {
+    let project =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(PathBuf::new, |host| Path::new(&host).join(".."));
+    project.join("target/enclos/vault.enclave")
 }

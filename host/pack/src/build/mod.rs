@@ -71,52 +71,97 @@ pub fn compile(
     config: &Config,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<PathBuf, BuildError> {
-    let manifest = crate_dir(project, config)?.join("Cargo.toml");
-    let cargo = cargo_path();
-    let metadata = metadata(&cargo, &manifest)?;
-    let package = metadata.package(&manifest)?;
-    let bin = package.binary(config.build.bin.as_deref())?;
-    progress(Progress::Packages(metadata.packages.len()));
+    let program = Program {
+        manifest: &crate_dir(project, config)?.join("Cargo.toml"),
+        bin: config.build.bin.as_deref(),
+        features: &config.build.features,
+        target_dir: "enclave",
+        flags: &[],
+    };
+    program.compile(progress)
+}
 
-    let target_dir = metadata.target_directory.join("enclave");
-    let wrapper = write_wrapper(&target_dir)?;
-    let folders = metadata.folders(&target_dir);
-    let mut flags: Vec<OsString> = STATIC_PIE.map(OsString::from).into();
-    flags.push("-Clink-arg=-Wl,--build-id=none".into());
-    let mut c_flags = OsString::new();
-    for (from, to) in &folders {
-        let mut pair = from.clone().into_os_string();
-        pair.push("=");
-        pair.push(to);
-        let mut flag = OsString::from("--remap-path-prefix=");
-        flag.push(&pair);
-        flags.push(flag);
-        // Separated by spaces: a folder with one cannot be mapped there.
-        if !pair.as_encoded_bytes().contains(&b' ') {
-            c_flags.push("-ffile-prefix-map=");
-            c_flags.push(&pair);
-            c_flags.push(" ");
+/// Builds a host program for a container: like the enclave's, static and the same in any folder and on any day.
+/// Returns where it is.
+///
+/// # Errors
+/// As [`build_application`].
+pub fn compile_host(manifest: &Path, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, BuildError> {
+    let manifest = manifest
+        .canonicalize()
+        .map_err(|source| BuildError::File { path: manifest.to_path_buf(), source })?;
+    let program = Program {
+        manifest: &manifest,
+        bin: None,
+        features: &[],
+        target_dir: "container",
+        flags: &["-Cstrip=debuginfo"],
+    };
+    program.compile(progress)
+}
+
+/// A program to be built reproducibly.
+struct Program<'a> {
+    manifest: &'a Path,
+    /// Which of the package's binaries, if it has several.
+    bin: Option<&'a str>,
+    features: &'a [String],
+    /// Below cargo's target folder.
+    target_dir: &'a str,
+    /// Besides those that every such program gets.
+    flags: &'a [&'a str],
+}
+
+impl Program<'_> {
+    fn compile(&self, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, BuildError> {
+        let manifest = self.manifest;
+        let cargo = cargo_path();
+        let metadata = metadata(&cargo, manifest)?;
+        let package = metadata.package(manifest)?;
+        let bin = package.binary(self.bin)?;
+        progress(Progress::Packages(metadata.packages.len()));
+
+        let target_dir = metadata.target_directory.join(self.target_dir);
+        let wrapper = write_wrapper(&target_dir)?;
+        let folders = metadata.folders(&target_dir);
+        let mut flags: Vec<OsString> = STATIC_PIE.map(OsString::from).into();
+        flags.extend(self.flags.iter().map(OsString::from));
+        flags.push("-Clink-arg=-Wl,--build-id=none".into());
+        let mut c_flags = OsString::new();
+        for (from, to) in &folders {
+            let mut pair = from.clone().into_os_string();
+            pair.push("=");
+            pair.push(to);
+            let mut flag = OsString::from("--remap-path-prefix=");
+            flag.push(&pair);
+            flags.push(flag);
+            // Separated by spaces: a folder with one cannot be mapped there.
+            if !pair.as_encoded_bytes().contains(&b' ') {
+                c_flags.push("-ffile-prefix-map=");
+                c_flags.push(&pair);
+                c_flags.push(" ");
+            }
         }
+        let mut command = Command::new(&cargo);
+        environment::clean(&mut command);
+        command
+            .args(["build", "--release", "--message-format=json-diagnostic-rendered-ansi"])
+            .args(["--target", TARGET, "--bin", bin])
+            .arg("--manifest-path")
+            .arg(manifest)
+            .arg("--target-dir")
+            .arg(&target_dir)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join(std::ffi::OsStr::new("\x1f")))
+            .env("CARGO_PROFILE_RELEASE_INCREMENTAL", "false")
+            .env("CFLAGS", &c_flags)
+            .env("CXXFLAGS", &c_flags)
+            .env("RUSTC_WRAPPER", wrapper)
+            .env("ENCLOS_WORKSPACE", &metadata.workspace_root);
+        if !self.features.is_empty() {
+            command.arg("--features").arg(self.features.join(","));
+        }
+        run(command, progress)?.ok_or_else(|| BuildError::NoProgram { manifest: manifest.to_path_buf() })
     }
-    let mut command = Command::new(&cargo);
-    environment::clean(&mut command);
-    command
-        .args(["build", "--release", "--message-format=json-diagnostic-rendered-ansi"])
-        .args(["--target", TARGET, "--bin", bin])
-        .arg("--manifest-path")
-        .arg(&manifest)
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join(std::ffi::OsStr::new("\x1f")))
-        .env("CARGO_PROFILE_RELEASE_INCREMENTAL", "false")
-        .env("CFLAGS", &c_flags)
-        .env("CXXFLAGS", &c_flags)
-        .env("RUSTC_WRAPPER", wrapper)
-        .env("ENCLOS_WORKSPACE", &metadata.workspace_root);
-    if !config.build.features.is_empty() {
-        command.arg("--features").arg(config.build.features.join(","));
-    }
-    run(command, progress)?.ok_or(BuildError::NoProgram { manifest })
 }
 
 /// Where the enclave's crate is.
@@ -348,7 +393,7 @@ pub enum BuildError {
         bins: Vec<String>,
     },
     /// No executable came out.
-    #[error("{} gives no program: the enclave's crate needs a src/main.rs", manifest.display())]
+    #[error("{} gives no program: the crate needs a src/main.rs", manifest.display())]
     NoProgram {
         /// Its manifest.
         manifest: PathBuf,
