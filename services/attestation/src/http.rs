@@ -32,7 +32,7 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    authentication::Authenticator,
+    authentication::{Authenticator, BearerError},
     config::{Config, Limits, Tls},
     service::{
         AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
@@ -72,8 +72,12 @@ impl Server {
     pub async fn bind(config: Config) -> Result<Self, StartError> {
         let config = config.checked()?;
         let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
-        let service = Service::open(&config)?;
-        let authenticator = config.authentication.as_ref().map(Authenticator::read).transpose()?;
+        let opened = config.clone();
+        // Stores block.
+        let service = tokio::task::spawn_blocking(move || Service::open(&opened))
+            .await
+            .map_err(|error| StartError::Threads { source: std::io::Error::other(error) })??;
+        let authenticator = config.authentication.as_ref().map(Authenticator::new).transpose()?;
         let failed = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
@@ -133,9 +137,12 @@ impl Server {
             let permit = tokio::select! {
                 () = &mut stop => break,
                 _ = keys.tick() => {
-                    if let Err(error) = shared.service.rotate_keys() {
-                        tracing::error!(%error, "signing keys could not be rotated");
-                    }
+                    let shared = Arc::clone(&shared);
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = shared.service.rotate_keys() {
+                            tracing::error!(%error, "signing keys could not be rotated");
+                        }
+                    });
                     continue;
                 }
                 permit = Arc::clone(&connections).acquire_owned() => permit,
@@ -374,6 +381,16 @@ impl Refusal {
     }
 }
 
+impl From<BearerError> for Refusal {
+    fn from(error: BearerError) -> Self {
+        let (status, code) = match error {
+            BearerError::Issuer => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
+            _ => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
 impl From<ServiceError> for Refusal {
     fn from(error: ServiceError) -> Self {
         let bad = StatusCode::BAD_REQUEST;
@@ -382,7 +399,6 @@ impl From<ServiceError> for Refusal {
             ServiceError::InvalidOperation(_) => (bad, "InvalidOperation"),
             ServiceError::PolicyParsing(_) => (bad, "PolicyParsingError"),
             ServiceError::PolicyEvaluation(_) => (bad, "PolicyEvaluationError"),
-            ServiceError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "Unauthorized"),
             ServiceError::Store(_) | ServiceError::Key(_) => {
                 // What exactly is for the log: paths are no business of callers.
                 tracing::error!(%error, "internal error");
@@ -487,9 +503,7 @@ async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result
         && let Some(authenticator) = &shared.authenticator
     {
         let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        authenticator
-            .check(given, enclos_verifier::Time::now().0)
-            .map_err(|error| ServiceError::Unauthorized(error.to_string()))?;
+        authenticator.check(given, enclos_verifier::Time::now().0).await?;
     }
     let body = read_body(shared, body).await?;
     match route {
