@@ -37,6 +37,8 @@ use crate::{
     service::{
         AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
     },
+    store::StoreError,
+    tokens::KeyError,
 };
 
 /// How long open connections may finish their requests when the service is told to stop.
@@ -379,6 +381,15 @@ impl Refusal {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), allow: None }
     }
+
+    /// What the service is nothing without is away, and may come back.
+    fn unavailable() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            "the service cannot reach its store at present; try again later",
+        )
+    }
 }
 
 impl From<BearerError> for Refusal {
@@ -399,6 +410,11 @@ impl From<ServiceError> for Refusal {
             ServiceError::InvalidOperation(_) => (bad, "InvalidOperation"),
             ServiceError::PolicyParsing(_) => (bad, "PolicyParsingError"),
             ServiceError::PolicyEvaluation(_) => (bad, "PolicyEvaluationError"),
+            ServiceError::Store(StoreError::Postgres { .. })
+            | ServiceError::Key(KeyError::Store(StoreError::Postgres { .. })) => {
+                tracing::error!(%error, "the store cannot be used");
+                return Self::unavailable();
+            }
             ServiceError::Store(_) | ServiceError::Key(_) => {
                 // What exactly is for the log: paths are no business of callers.
                 tracing::error!(%error, "internal error");
@@ -424,7 +440,7 @@ impl IntoResponse for Refusal {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
         response
@@ -481,8 +497,23 @@ async fn answer(
 async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result<Response, Refusal> {
     match route {
         Route::OpenApi => return Ok(text_response("application/json", OPENAPI.to_owned())),
-        Route::Metrics => return Ok(text_response("text/plain; version=0.0.4", shared.metrics.text())),
-        Route::Health => return Ok(text_response("text/plain", "ok\n".to_owned())),
+        Route::Metrics => {
+            let text = shared.metrics.text() + &gauges(shared);
+            return Ok(text_response("text/plain; version=0.0.4", text));
+        }
+        Route::Health => {
+            let asked = Arc::clone(shared);
+            // Not among the attestations: that the service is busy does not make it unusable.
+            let outcome = tokio::task::spawn_blocking(move || asked.service.check_store()).await;
+            return match outcome {
+                Ok(Ok(())) => Ok(text_response("text/plain", "ok\n".to_owned())),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the store cannot be used");
+                    Err(Refusal::unavailable())
+                }
+                Err(_) => Err(Refusal::unavailable()),
+            };
+        }
         _ => {}
     }
     let (parts, body) = request.into_parts();
@@ -747,6 +778,29 @@ impl RateLimiter {
         }
         admitted
     }
+}
+
+/// How much is going on at present, in the text form Prometheus reads.
+fn gauges(shared: &Shared) -> String {
+    let judging = shared.limits.concurrent.max(1).saturating_sub(shared.judging.available_permits());
+    let waiting = shared.waiting.load(Ordering::Relaxed);
+    let (keys, age) = shared.service.signing_key_age();
+    let mut text = String::new();
+    for (name, help, value) in [
+        ("requests_judged", "Requests being worked on.", judging as u64),
+        ("requests_waiting", "Requests that wait for others to be worked on.", waiting as u64),
+        ("collateral_platforms", "Platforms there is collateral for.", shared.service.platforms() as u64),
+        ("signing_keys", "Keys tokens can be validated with.", keys as u64),
+        ("signing_key_age_seconds", "Age of the key that signs tokens.", age.as_secs()),
+    ] {
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "# HELP enclos_attestation_{name} {help}\n# TYPE enclos_attestation_{name} gauge\n\
+             enclos_attestation_{name} {value}"
+        );
+    }
+    text
 }
 
 /// Counters in the text form Prometheus reads.

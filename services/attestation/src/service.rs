@@ -298,6 +298,22 @@ impl Service {
         json!({ "keys": self.keys.published() })
     }
 
+    /// How many keys are published, and how old the one that signs is.
+    #[must_use]
+    pub fn signing_key_age(&self) -> (usize, Duration) {
+        let now = milliseconds();
+        let age = now.saturating_sub(self.keys.signing(now).made());
+        (self.keys.published().len(), Duration::from_millis(age))
+    }
+
+    /// Whether the store can be asked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot.
+    pub fn check_store(&self) -> Result<(), StoreError> {
+        self.store.policy("", "").map(drop)
+    }
+
     /// Makes and forgets signing keys as time passes.
     ///
     /// # Errors

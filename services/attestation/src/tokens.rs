@@ -149,6 +149,12 @@ impl SigningKey {
         self.jwk.kid.as_deref().unwrap_or_default()
     }
 
+    /// When it was made, milliseconds since 1970.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.made
+    }
+
     /// A signed token over claims, for a service at `issuer`.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use enclos_attestation_service::{
     tokens::{ATTESTATION_LIFETIME, KeyRing},
 };
 use serde_json::{Map, json};
-use support::{PERMIT, QUOTE, configuration, policy_payload, validates};
+use support::{Client, PERMIT, QUOTE, configuration, policy_payload, validates};
 
 const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
@@ -193,6 +193,31 @@ fn replicas_see_each_others_policies_and_keys() {
     assert!(matches!(error, ServiceError::Store(StoreError::Postgres { .. })), "{error}");
     server.control("start");
     assert!(attest(&one).is_ok() && attest(&other).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs Debian's postgresql: cargo xtask test postgres"]
+async fn a_database_that_is_away_is_told_and_comes_back() {
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { data: None, postgres: Some(server.local()), ..configuration(folder.path(), "") };
+    let service = enclos_attestation_service::Server::bind(config).await.unwrap();
+    let port = service.address().unwrap().port();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(service.serve(async { drop(stopped.await) }));
+    let mut client = Client::connect(port).await.unwrap();
+    let policy = "/policies/SgxEnclave?api-version=2020-10-01";
+    for (action, status, policy_status) in [("restart", 200, 200), ("stop", 503, 503), ("start", 200, 200)] {
+        tokio::task::block_in_place(|| server.control(action));
+        let (health, _) = client.send("GET", "/health", String::new()).await.unwrap();
+        assert_eq!(health.as_u16(), status, "{action}");
+        let (answered, body) = client.send("GET", policy, String::new()).await.unwrap();
+        assert_eq!(answered.as_u16(), policy_status, "{action}");
+        let where_it_is = server.folder.path().display().to_string();
+        assert!(!body.contains(&where_it_is), "paths are no business of callers: {body}");
+    }
+    drop((client, stop));
+    serving.await.unwrap();
 }
 
 #[test]

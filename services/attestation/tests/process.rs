@@ -15,11 +15,9 @@ use std::{
 
 use axum::body::{Body, to_bytes};
 use enclos_attestation_service::jws::{base64url, decode_base64, unsigned};
-use hyper::{Request, StatusCode, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, StatusCode};
 use serde_json::{Value, json};
-use support::{QUOTE, Random, configuration, policy_payload};
-use tokio::net::TcpStream;
+use support::{Client, QUOTE, Random, configuration, policy_payload};
 
 /// The binary, serving.
 struct Process {
@@ -63,28 +61,6 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// A connection, as a client keeps it.
-struct Client(http1::SendRequest<Body>);
-
-impl Client {
-    async fn connect(port: u16) -> Option<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-        tokio::spawn(connection);
-        Some(Self(sender))
-    }
-
-    /// The answer, or none when the connection broke first.
-    async fn send(&mut self, method: &str, path: &str, body: String) -> Option<(StatusCode, String)> {
-        let request = Request::builder().method(method).uri(path).header("host", "localhost");
-        self.0.ready().await.ok()?;
-        let response = self.0.send_request(request.body(Body::from(body)).unwrap()).await.ok()?;
-        let status = response.status();
-        let body = to_bytes(Body::new(response.into_body()), 1 << 24).await.ok()?;
-        Some((status, String::from_utf8(body.to_vec()).unwrap()))
     }
 }
 
@@ -250,6 +226,8 @@ async fn logs_are_json_and_keep_secrets_and_metrics_count() {
         "enclos_attestation_requests_total{route=\"set_policy\",status=\"4xx\"} 1",
         "enclos_attestation_requests_total{route=\"none\",status=\"4xx\"} 1",
         "enclos_attestation_request_seconds_count{route=\"attest\"} 3",
+        "enclos_attestation_signing_keys 1",
+        "enclos_attestation_collateral_platforms 1",
     ] {
         assert!(metrics.contains(line), "{line} is not in {metrics}");
     }

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    mem::ManuallyDrop,
     net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -45,6 +46,17 @@ pub struct PostgresStore {
 impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresStore").field("hosts", &self.config.get_hosts()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for PostgresStore {
+    /// Taking leave of the server blocks, which asynchronous code that drops a service must not.
+    fn drop(&mut self) {
+        let idle = std::mem::take(self.idle.get_mut().unwrap_or_else(PoisonError::into_inner));
+        // Where there is no thread to be had, the connections stay open until the process ends.
+        let idle = ManuallyDrop::new(idle);
+        let leave = move || drop(ManuallyDrop::into_inner(idle));
+        let _ = std::thread::Builder::new().name("postgres-close".into()).spawn(leave);
     }
 }
 

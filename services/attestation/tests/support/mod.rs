@@ -8,13 +8,17 @@ use aws_lc_rs::{
     rsa::{KeyPair, KeySize},
     signature::{self, UnparsedPublicKey},
 };
+use axum::body::{Body, to_bytes};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use der::Decode;
 use enclos_attestation_service::{
     Config,
     jws::{self, base64url, decode_base64},
 };
+use hyper::{Request, StatusCode, client::conn::http1};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 pub const QUOTE: &[u8] = include_bytes!("../../../../verifier/tests/data/sgx_v3.bin");
 pub const PERMIT: &str = "version=1.0; authorizationrules { => permit(); }; issuancerules {};";
@@ -135,5 +139,27 @@ impl Random {
                 }
             }
         }
+    }
+}
+
+/// A connection, as a client keeps it.
+pub struct Client(pub http1::SendRequest<Body>);
+
+impl Client {
+    pub async fn connect(port: u16) -> Option<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+        tokio::spawn(connection);
+        Some(Self(sender))
+    }
+
+    /// The answer, or none when the connection broke first.
+    pub async fn send(&mut self, method: &str, path: &str, body: String) -> Option<(StatusCode, String)> {
+        let request = Request::builder().method(method).uri(path).header("host", "localhost");
+        self.0.ready().await.ok()?;
+        let response = self.0.send_request(request.body(Body::from(body)).unwrap()).await.ok()?;
+        let status = response.status();
+        let body = to_bytes(Body::new(response.into_body()), 1 << 24).await.ok()?;
+        Some((status, String::from_utf8(body.to_vec()).unwrap()))
     }
 }
