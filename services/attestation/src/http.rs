@@ -915,6 +915,22 @@ mod tests {
     }
 
     #[test]
+    fn the_description_has_every_address_and_no_other() {
+        let description: Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut described = std::collections::BTreeSet::from(["none", "openapi"]);
+        for (path, operations) in description["paths"].as_object().unwrap() {
+            let path = path.replace("{attestationType}", "TdxVm");
+            for method in operations.as_object().unwrap().keys().filter(|name| *name != "parameters") {
+                let method: Method = method.to_uppercase().parse().unwrap();
+                let route = Route::of(&method, &path)
+                    .unwrap_or_else(|refusal| panic!("{method} {path}: {}", refusal.message));
+                described.insert(route.name());
+            }
+        }
+        assert_eq!(described, std::collections::BTreeSet::from(ROUTES));
+    }
+
+    #[test]
     fn addresses_lead_where_they_should() {
         let route = |method: &str, path: &str| {
             Route::of(&method.parse().unwrap(), path).map_err(|refusal| refusal.status.as_u16())
