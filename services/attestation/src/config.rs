@@ -58,7 +58,7 @@ pub struct Postgres {
     #[serde(default)]
     pub password_file: Option<PathBuf>,
     /// Roots the server's certificate is checked against, PEM; without it, those of the system. Connections that leave
-    /// the machine always use TLS, those on it when this is given.
+    /// the machine always use TLS, those on it when this is given or the connection says `sslmode=require`.
     #[serde(default)]
     pub ca: Option<PathBuf>,
 }

@@ -1,6 +1,6 @@
 //! Replicas that share a PostgreSQL database, on the server of Debian's `postgresql`, started for the purpose.
 //!
-//! `cargo xtask test postgres` installs it and runs these.
+//! `cargo xtask test --only postgres` installs it and runs these.
 
 mod support;
 
@@ -164,7 +164,7 @@ fn published(service: &Service) -> Vec<jws::Jwk> {
 }
 
 #[test]
-#[ignore = "needs Debian's postgresql: cargo xtask test postgres"]
+#[ignore = "needs Debian's postgresql: cargo xtask test --only postgres"]
 fn replicas_see_each_others_policies_and_keys() {
     let server = Server::start();
     let folder = tempfile::tempdir().unwrap();
@@ -196,7 +196,7 @@ fn replicas_see_each_others_policies_and_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs Debian's postgresql: cargo xtask test postgres"]
+#[ignore = "needs Debian's postgresql: cargo xtask test --only postgres"]
 async fn a_database_that_is_away_is_told_and_comes_back() {
     let server = Server::start();
     let folder = tempfile::tempdir().unwrap();
@@ -221,7 +221,7 @@ async fn a_database_that_is_away_is_told_and_comes_back() {
 }
 
 #[test]
-#[ignore = "needs Debian's postgresql: cargo xtask test postgres"]
+#[ignore = "needs Debian's postgresql: cargo xtask test --only postgres"]
 fn keys_rotate_in_all_replicas_without_breaking_validation() {
     let server = Server::start();
     let start = 1_800_000_000_000;
@@ -275,7 +275,7 @@ fn keys_rotate_in_all_replicas_without_breaking_validation() {
 }
 
 #[test]
-#[ignore = "needs Debian's postgresql: cargo xtask test postgres"]
+#[ignore = "needs Debian's postgresql: cargo xtask test --only postgres"]
 fn decisions_of_replicas_do_not_cross() {
     let server = Server::start();
     decisions_do_not_cross(&server.store(), &server.store());
@@ -371,7 +371,7 @@ fn decisions_do_not_cross(one: &dyn Store, other: &dyn Store) {
 }
 
 #[test]
-#[ignore = "needs Debian's postgresql: cargo xtask test postgres"]
+#[ignore = "needs Debian's postgresql: cargo xtask test --only postgres"]
 fn connections_are_secured_and_errors_keep_secrets() {
     let server = Server::start();
     let folder = tempfile::tempdir().unwrap();
@@ -392,6 +392,13 @@ fn connections_are_secured_and_errors_keep_secrets() {
     let wrong = file("wrong", "battery staple");
     for (configuration, says) in [
         (server.secured(&password, Some(&other)), "certificate"),
+        (
+            Postgres {
+                connection: format!("{} sslmode=require", server.secured(&password, None).connection),
+                ..server.secured(&password, None)
+            },
+            "certificate",
+        ),
         (server.secured(&wrong, Some(&ca)), "password authentication failed"),
         (server.secured(&folder.path().join("absent"), Some(&ca)), "absent"),
         (Postgres { connection: "host=/nowhere user=u".into(), ..server.local() }, "connect"),

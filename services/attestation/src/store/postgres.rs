@@ -96,7 +96,8 @@ impl PostgresStore {
             Host::Tcp(name) => config::is_loopback(name),
             Host::Unix(_) => true,
         }) && config.get_hostaddrs().iter().all(IpAddr::is_loopback);
-        let secured = !is_local || configuration.ca.is_some();
+        let asked = config.get_ssl_mode() == SslMode::Require;
+        let secured = !is_local || configuration.ca.is_some() || asked;
         config.ssl_mode(if secured { SslMode::Require } else { SslMode::Disable });
         config.application_name("enclos-attestation-service");
         config.connect_timeout(Duration::from_secs(5)).tcp_user_timeout(Duration::from_secs(10));
