@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::command::{bench, build, doctor, image, inspect, keygen, new, run, sign};
+use crate::command::{attestation_service, bench, build, doctor, image, inspect, keygen, new, run, sign};
 use crate::ui::Ui;
 
 const AFTER_HELP: &str = "\
@@ -67,6 +67,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
     Bench(bench::Args),
+    /// Serve Azure Attestation's REST interface over local appraisal
+    AttestationService(attestation_service::Args),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::Image(args) => image::run(&args, ui(args.json)),
         Command::Doctor(args) => doctor::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
+        Command::AttestationService(args) => attestation_service::run(&args, ui(args.json)),
     };
     outcome.unwrap_or_else(|e| {
         ui::error(&e);

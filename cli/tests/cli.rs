@@ -63,7 +63,18 @@ fn help_has_examples_and_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let help = ok(enclos(folder.path()).arg("--help"));
     assert!(help.contains("Exit codes:") && help.contains("enclos new demo"));
-    for command in ["new", "build", "sign", "keygen", "inspect", "run", "image", "doctor", "bench"] {
+    for command in [
+        "new",
+        "build",
+        "sign",
+        "keygen",
+        "inspect",
+        "run",
+        "image",
+        "doctor",
+        "bench",
+        "attestation-service",
+    ] {
         let help = ok(enclos(folder.path()).args([command, "--help"]));
         assert!(
             help.contains("enclos ") && (help.contains("Example") || help.contains("In one step")),
@@ -101,6 +112,45 @@ fn doctor_answers_people_and_programs() {
     assert!(inventory["facts"].as_array().unwrap().len() > 5);
     let said = ok(enclos(folder.path()).arg("doctor"));
     assert!(said.contains("Emulator can be used") && !said.contains('\x1b'), "{said}");
+}
+
+#[test]
+fn the_attestation_service_checks_serves_and_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    ok(enclos(here).args(["attestation-service", "--example", "service.toml"]));
+    let example = fs::read_to_string(here.join("service.toml")).unwrap();
+    assert_eq!(ok(enclos(here).args(["attestation-service", "--example"])).trim_end(), example.trim_end());
+    fails(enclos(here).args(["attestation-service", "--example", "service.toml"]), 2);
+    fails(enclos(here).arg("attestation-service"), 2);
+    let usable = json(&ok(enclos(here).args(["attestation-service", "--check", "--json", "service.toml"])));
+    assert_eq!(usable["listen"], "127.0.0.1:8080");
+    assert!(!here.join("attestation-data").exists(), "checking makes nothing");
+    // What is commented out is usable as well.
+    let whole = example.replace("\n# ", "\n").replace("[authentication] ", "[authentication]# ");
+    let whole = whole.lines().filter(|line| !line.starts_with("Configuration of")).collect::<Vec<_>>();
+    fs::write(here.join("whole.toml"), whole.join("\n")).unwrap();
+    let whole = fails(enclos(here).args(["attestation-service", "--check", "whole.toml"]), 1);
+    assert!(whole.contains("data and [postgres] are both given"), "{whole}");
+    fs::write(here.join("open.toml"), example.replace("127.0.0.1:8080", "0.0.0.0:0")).unwrap();
+    let said = fails(enclos(here).args(["attestation-service", "open.toml"]), 1);
+    assert!(said.contains("not a loopback address") && said.contains("[tls]"), "{said}");
+    let said = fails(enclos(here).args(["attestation-service", "absent.toml"]), 1);
+    assert!(said.contains("absent.toml"), "{said}");
+
+    fs::create_dir(here.join("collateral")).unwrap();
+    fs::write(here.join("service.toml"), example.replace(":8080", ":0")).unwrap();
+    let mut child =
+        enclos(here).args(["attestation-service", "service.toml"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("attestation service ready") {
+        line.clear();
+        assert_ne!(std::io::BufRead::read_line(&mut log, &mut line).unwrap(), 0, "it did not start");
+    }
+    let asked = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(asked.success());
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

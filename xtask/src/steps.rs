@@ -29,6 +29,7 @@ pub(crate) const STEPS: &[Step] = &[
         about: "other people's software against ours (tests/conformance)",
         run: conformance,
     },
+    Step { name: "postgres", about: "replicas of the attestation service on PostgreSQL", run: postgres },
     Step { name: "azure", about: "Azure's attestation SDKs against the service", run: azure },
     Step {
         name: "vault",
@@ -91,6 +92,18 @@ fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
         run(c.cargo(&workspace).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
     }
     Ok(())
+}
+
+fn postgres(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    // Debian keeps the server's programs out of PATH, a folder a version.
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let has_server = versions.map(|v| v.path().join("bin/initdb")).any(|program| program.is_file());
+    if !has_server {
+        install(&[], &[("", "postgresql")], tally)?;
+    }
+    let tests =
+        ["test", "--package", "enclos-attestation-service", "--test", "postgres", "--", "--include-ignored"];
+    run(c.cargo(&c.root).args(tests), tally).map(drop)
 }
 
 fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {

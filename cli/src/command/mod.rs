@@ -1,5 +1,6 @@
 //! The commands, one file each: its arguments, and what it does.
 
+pub(crate) mod attestation_service;
 pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod doctor;
@@ -58,6 +59,8 @@ pub(crate) enum Error {
     Call(#[from] CallError),
     #[error("the enclave did not end by itself: {0}")]
     End(End),
+    #[error("the attestation service cannot serve")]
+    Service(#[from] enclos_attestation_service::StartError),
     #[error("cannot start {program}: {source}; is it installed and in PATH?")]
     Spawn { program: String, source: io::Error },
     #[error("{what} failed; the messages above say why")]

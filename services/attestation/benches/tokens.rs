@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use enclos_attestation_service::{
     AttestRequest, AttestationType, Config, Service, TenantContext, TokenFormat,
     jws::{base64url, decode_base64},
-    store::Store,
+    store::EmbeddedStore,
     tokens::KeyRing,
 };
 use serde_json::{Map, Value, json};
@@ -40,7 +40,7 @@ fn main() {
     let token = attest()["token"].as_str().expect("a token").to_owned();
     let payload = decode_base64(token.split('.').nth(1).expect("a payload")).expect("base64url");
     let claims: Map<String, Value> = serde_json::from_slice(&payload).expect("claims");
-    let store = Store::open(&folder.path().join("other")).expect("a store");
+    let store = EmbeddedStore::open(&folder.path().join("other")).expect("a store");
     let ring = KeyRing::open(&store, 1, 90 * 24 * 3_600_000).expect("a key");
     let key = ring.signing(1);
     let sign = || key.sign("https://localhost", &claims).expect("a token");

@@ -17,8 +17,12 @@ pub struct Config {
     /// TLS; without it the service speaks plain HTTP, which it does on loopback only.
     #[serde(default)]
     pub tls: Option<Tls>,
-    /// Folder of the store.
-    pub data: PathBuf,
+    /// Folder of the embedded store. Either this or `postgres` is given.
+    #[serde(default)]
+    pub data: Option<PathBuf>,
+    /// The store that replicas of the service share.
+    #[serde(default)]
+    pub postgres: Option<Postgres>,
     /// Folder of collateral: a `.json` file per platform, in the form the `dcap-qvl` tools exchange.
     pub collateral: PathBuf,
     /// Whom the service serves: one table a tenant.
@@ -44,6 +48,21 @@ pub struct Config {
     pub authentication: Option<Authentication>,
 }
 
+/// A PostgreSQL database.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgres {
+    /// Where and as whom, as PostgreSQL's own programs take it (`host=… user=… dbname=…`), without a password.
+    pub connection: String,
+    /// File of the password.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// Roots the server's certificate is checked against, PEM; without it, those of the system. Connections that leave
+    /// the machine always use TLS, those on it when this is given or the connection says `sslmode=require`.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+}
+
 /// Bearer tokens to accept for reading and changing policies.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,8 +71,13 @@ pub struct Authentication {
     pub issuer: String,
     /// Audience the tokens must name.
     pub audience: String,
-    /// File of the issuer's keys, a JSON Web Key Set.
-    pub jwks: PathBuf,
+    /// File of the issuer's keys, a JSON Web Key Set. Without it they are found at the issuer, which then must be an
+    /// address (OpenID Connect Discovery).
+    #[serde(default)]
+    pub jwks: Option<PathBuf>,
+    /// Roots the issuer's server certificate is checked against, PEM; without it, those of the system.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
 }
 
 /// Certificate and key of the server.
@@ -145,6 +169,19 @@ pub enum ConfigError {
     /// Keys would be used for too short or too long.
     #[error("key_rotation_days is {0}; it must be 3 to 3650")]
     Rotation(u32),
+    /// The issuer's keys cannot be found.
+    #[error(
+        "the keys of the issuer {issuer:?} of [authentication] cannot be found: {reason}; or name a file, jwks"
+    )]
+    Issuer {
+        /// The issuer.
+        issuer: String,
+        /// Why not.
+        reason: String,
+    },
+    /// There is no store, or two.
+    #[error("{0}")]
+    Store(&'static str),
     /// There is no tenant, or one twice.
     #[error("{0}")]
     Tenants(String),
@@ -161,8 +198,10 @@ impl Config {
         let mut config: Self = toml::from_str(&text)
             .map_err(|error| ConfigError::Content { path: path.to_owned(), reason: error.to_string() })?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        let paths = [Some(&mut config.data), Some(&mut config.collateral)]
+        let postgres = config.postgres.iter_mut().flat_map(|p| [p.password_file.as_mut(), p.ca.as_mut()]);
+        let paths = [config.data.as_mut(), Some(&mut config.collateral)]
             .into_iter()
+            .chain(postgres)
             .chain(
                 config
                     .tls
@@ -171,7 +210,7 @@ impl Config {
                     .flat_map(|tls| [Some(&mut tls.certificate), Some(&mut tls.key)]),
             )
             .chain(config.tenants.iter_mut().map(|tenant| tenant.policy_signers.as_mut()))
-            .chain([config.authentication.as_mut().map(|authentication| &mut authentication.jwks)]);
+            .chain(config.authentication.iter_mut().flat_map(|a| [a.jwks.as_mut(), a.ca.as_mut()]));
         for path in paths.flatten() {
             *path = folder.join(&*path);
         }
@@ -192,6 +231,19 @@ impl Config {
                 }
             }
         }
+        match (&self.data, &self.postgres) {
+            (None, None) => {
+                return Err(ConfigError::Store(
+                    "there is no store; add data, a folder for the embedded one, or [postgres]",
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(ConfigError::Store(
+                    "data and [postgres] are both given; remove the store that is not meant",
+                ));
+            }
+            _ => {}
+        }
         if !(3..=3650).contains(&self.key_rotation_days) {
             return Err(ConfigError::Rotation(self.key_rotation_days));
         }
@@ -210,6 +262,13 @@ impl Config {
         }
         Ok(self)
     }
+}
+
+/// Whether a host name or address means this machine, without asking anybody.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
 /// Everything a platform that is not broken may have: what suffices is for policies to say.

@@ -32,11 +32,13 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    authentication::Authenticator,
+    authentication::{Authenticator, BearerError},
     config::{Config, Limits, Tls},
     service::{
         AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
     },
+    store::StoreError,
+    tokens::KeyError,
 };
 
 /// How long open connections may finish their requests when the service is told to stop.
@@ -72,8 +74,12 @@ impl Server {
     pub async fn bind(config: Config) -> Result<Self, StartError> {
         let config = config.checked()?;
         let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
-        let service = Service::open(&config)?;
-        let authenticator = config.authentication.as_ref().map(Authenticator::read).transpose()?;
+        let opened = config.clone();
+        // Stores block.
+        let service = tokio::task::spawn_blocking(move || Service::open(&opened))
+            .await
+            .map_err(|error| StartError::Threads { source: std::io::Error::other(error) })??;
+        let authenticator = config.authentication.as_ref().map(Authenticator::new).transpose()?;
         let failed = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
@@ -133,9 +139,12 @@ impl Server {
             let permit = tokio::select! {
                 () = &mut stop => break,
                 _ = keys.tick() => {
-                    if let Err(error) = shared.service.rotate_keys() {
-                        tracing::error!(%error, "signing keys could not be rotated");
-                    }
+                    let shared = Arc::clone(&shared);
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = shared.service.rotate_keys() {
+                            tracing::error!(%error, "signing keys could not be rotated");
+                        }
+                    });
                     continue;
                 }
                 permit = Arc::clone(&connections).acquire_owned() => permit,
@@ -372,6 +381,25 @@ impl Refusal {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), allow: None }
     }
+
+    /// What the service is nothing without is away, and may come back.
+    fn unavailable() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "ServiceUnavailable",
+            "the service cannot reach its store at present; try again later",
+        )
+    }
+}
+
+impl From<BearerError> for Refusal {
+    fn from(error: BearerError) -> Self {
+        let (status, code) = match error {
+            BearerError::Issuer => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
+            _ => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+        };
+        Self::new(status, code, error.to_string())
+    }
 }
 
 impl From<ServiceError> for Refusal {
@@ -382,7 +410,11 @@ impl From<ServiceError> for Refusal {
             ServiceError::InvalidOperation(_) => (bad, "InvalidOperation"),
             ServiceError::PolicyParsing(_) => (bad, "PolicyParsingError"),
             ServiceError::PolicyEvaluation(_) => (bad, "PolicyEvaluationError"),
-            ServiceError::Unauthorized(_) => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+            ServiceError::Store(StoreError::Postgres { .. })
+            | ServiceError::Key(KeyError::Store(StoreError::Postgres { .. })) => {
+                tracing::error!(%error, "the store cannot be used");
+                return Self::unavailable();
+            }
             ServiceError::Store(_) | ServiceError::Key(_) => {
                 // What exactly is for the log: paths are no business of callers.
                 tracing::error!(%error, "internal error");
@@ -408,7 +440,7 @@ impl IntoResponse for Refusal {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
         response
@@ -465,8 +497,23 @@ async fn answer(
 async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result<Response, Refusal> {
     match route {
         Route::OpenApi => return Ok(text_response("application/json", OPENAPI.to_owned())),
-        Route::Metrics => return Ok(text_response("text/plain; version=0.0.4", shared.metrics.text())),
-        Route::Health => return Ok(text_response("text/plain", "ok\n".to_owned())),
+        Route::Metrics => {
+            let text = shared.metrics.text() + &gauges(shared);
+            return Ok(text_response("text/plain; version=0.0.4", text));
+        }
+        Route::Health => {
+            let asked = Arc::clone(shared);
+            // Not among the attestations: that the service is busy does not make it unusable.
+            let outcome = tokio::task::spawn_blocking(move || asked.service.check_store()).await;
+            return match outcome {
+                Ok(Ok(())) => Ok(text_response("text/plain", "ok\n".to_owned())),
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the store cannot be used");
+                    Err(Refusal::unavailable())
+                }
+                Err(_) => Err(Refusal::unavailable()),
+            };
+        }
         _ => {}
     }
     let (parts, body) = request.into_parts();
@@ -487,9 +534,7 @@ async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result
         && let Some(authenticator) = &shared.authenticator
     {
         let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        authenticator
-            .check(given, enclos_verifier::Time::now().0)
-            .map_err(|error| ServiceError::Unauthorized(error.to_string()))?;
+        authenticator.check(given, enclos_verifier::Time::now().0).await?;
     }
     let body = read_body(shared, body).await?;
     match route {
@@ -735,6 +780,29 @@ impl RateLimiter {
     }
 }
 
+/// How much is going on at present, in the text form Prometheus reads.
+fn gauges(shared: &Shared) -> String {
+    let judging = shared.limits.concurrent.max(1).saturating_sub(shared.judging.available_permits());
+    let waiting = shared.waiting.load(Ordering::Relaxed);
+    let (keys, age) = shared.service.signing_key_age();
+    let mut text = String::new();
+    for (name, help, value) in [
+        ("requests_judged", "Requests being worked on.", judging as u64),
+        ("requests_waiting", "Requests that wait for others to be worked on.", waiting as u64),
+        ("collateral_platforms", "Platforms there is collateral for.", shared.service.platforms() as u64),
+        ("signing_keys", "Keys tokens can be validated with.", keys as u64),
+        ("signing_key_age_seconds", "Age of the key that signs tokens.", age.as_secs()),
+    ] {
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "# HELP enclos_attestation_{name} {help}\n# TYPE enclos_attestation_{name} gauge\n\
+             enclos_attestation_{name} {value}"
+        );
+    }
+    text
+}
+
 /// Counters in the text form Prometheus reads.
 #[derive(Debug, Default)]
 struct Metrics {
@@ -844,6 +912,22 @@ mod tests {
         assert!(!limiter.admits(one, start + Duration::from_millis(700)));
         let unlimited = RateLimiter::new(0);
         assert!((0..10_000).all(|_| unlimited.admits(one, start)));
+    }
+
+    #[test]
+    fn the_description_has_every_address_and_no_other() {
+        let description: Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut described = std::collections::BTreeSet::from(["none", "openapi"]);
+        for (path, operations) in description["paths"].as_object().unwrap() {
+            let path = path.replace("{attestationType}", "TdxVm");
+            for method in operations.as_object().unwrap().keys().filter(|name| *name != "parameters") {
+                let method: Method = method.to_uppercase().parse().unwrap();
+                let route = Route::of(&method, &path)
+                    .unwrap_or_else(|refusal| panic!("{method} {path}: {}", refusal.message));
+                described.insert(route.name());
+            }
+        }
+        assert_eq!(described, std::collections::BTreeSet::from(ROUTES));
     }
 
     #[test]

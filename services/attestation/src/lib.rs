@@ -2,7 +2,7 @@
 //!
 //! Evidence of SGX enclaves, TDX trust domains and SEV-SNP guests is appraised by `enclos-verifier`, judged by the
 //! tenant's policy ([`policy`]) and answered with a token ([`tokens`]) that the SDKs written for Azure Attestation
-//! validate. Everything it needs is local: collateral from a folder, policies and keys in an embedded store.
+//! validate. Everything it needs is local: collateral from a folder, policies and keys in a [`store`].
 //!
 //! ```no_run
 //! # async fn start() -> Result<(), enclos_attestation_service::StartError> {
@@ -22,13 +22,16 @@ pub mod jws;
 pub mod policy;
 mod service;
 pub mod store;
+mod tls;
 pub mod tokens;
 
-pub use config::{Authentication, Config, ConfigError, Limits, Tenant, Tls};
+pub use config::{Authentication, Config, ConfigError, Limits, Postgres, Tenant, Tls};
 pub use http::Server;
 pub use service::{
     AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
 };
+
+use tracing_subscriber::EnvFilter;
 
 /// Serves until the process is asked to stop (SIGTERM or interrupt), then lets open requests finish.
 ///
@@ -37,6 +40,23 @@ pub use service::{
 pub async fn run(config: Config) -> Result<(), StartError> {
     Server::bind(config).await?.serve(stopped()).await;
     Ok(())
+}
+
+/// What a command that starts the service does: reads the configuration file, writes logs as JSON lines to standard
+/// error (`ENCLOS_LOG` sets what is logged; otherwise `level`), and serves until the process is asked to stop.
+///
+/// # Errors
+/// [`StartError`] when the configuration, or something it names, is not usable.
+pub fn serve_file(path: &std::path::Path, level: &str) -> Result<(), StartError> {
+    let config = Config::read(path)?;
+    let filter = EnvFilter::try_from_env("ENCLOS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // Whoever embeds the service may have a subscriber already; then its choice holds.
+    let _ = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| StartError::Threads { source })?;
+    runtime.block_on(run(config))
 }
 
 /// Done when the process is asked to stop.

@@ -24,7 +24,7 @@ use crate::{
     ear,
     jws::{self, Jws, JwsError, base64url, decode_base64, sha256_base64url},
     policy::{EvaluationError, ParseError, Policy},
-    store::{Store, StoreError},
+    store::{EmbeddedStore, PostgresStore, Revision, Store, StoreError, Written},
     tokens::{ATTESTATION_LIFETIME, KeyError, KeyRing, RESULT_LIFETIME},
 };
 
@@ -116,9 +116,6 @@ pub enum ServiceError {
     /// The policy denies, or cannot be evaluated.
     #[error("Policy Engine Exception: {0}")]
     PolicyEvaluation(#[from] EvaluationError),
-    /// The caller may not do this.
-    #[error("{0}")]
-    Unauthorized(String),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -159,6 +156,13 @@ pub enum StartError {
     /// The server's certificate or key.
     #[error("TLS: {0}")]
     Tls(String),
+    /// The operating system gives no threads.
+    #[error("threads cannot be started: {source}; check the limits of the process")]
+    Threads {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The address.
     #[error("cannot serve on {address}: {source}")]
     Listen {
@@ -203,7 +207,7 @@ struct DataInput {
 
 /// The service.
 pub struct Service {
-    store: Store,
+    store: Box<dyn Store>,
     keys: KeyRing,
     verifier: Verifier,
     demands: Demands,
@@ -249,16 +253,20 @@ impl Service {
     /// # Errors
     /// [`StartError`] when one of them is not usable.
     pub fn open(config: &Config) -> Result<Self, StartError> {
-        let store = Store::open(&config.data)?;
+        let store: Box<dyn Store> = match (&config.data, &config.postgres) {
+            (_, Some(postgres)) => Box::new(PostgresStore::open(postgres)?),
+            (Some(folder), None) => Box::new(EmbeddedStore::open(folder)?),
+            (None, None) => return Err(ConfigError::Store("there is no store").into()),
+        };
         let now = milliseconds();
-        let keys = KeyRing::open(&store, now, u64::from(config.key_rotation_days) * 24 * 3_600_000)?;
+        let keys = KeyRing::open(&*store, now, u64::from(config.key_rotation_days) * 24 * 3_600_000)?;
         for tenant in &config.tenants {
             if let Some(path) = &tenant.policy_signers {
                 let signers = read_signers(path).map_err(|reason| StartError::PolicySigners {
                     tenant: tenant.host.clone(),
                     reason: format!("{}: {reason}", path.display()),
                 })?;
-                store.seed_certificates(&tenant.host.to_lowercase(), now, &signers)?;
+                store.seed_certificates(&tenant.host.to_lowercase(), &signers)?;
             }
         }
         let demands = Demands {
@@ -290,12 +298,28 @@ impl Service {
         json!({ "keys": self.keys.published() })
     }
 
+    /// How many keys are published, and how old the one that signs is.
+    #[must_use]
+    pub fn signing_key_age(&self) -> (usize, Duration) {
+        let now = milliseconds();
+        let age = now.saturating_sub(self.keys.signing(now).made());
+        (self.keys.published().len(), Duration::from_millis(age))
+    }
+
+    /// Whether the store can be asked.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot.
+    pub fn check_store(&self) -> Result<(), StoreError> {
+        self.store.policy("", "").map(drop)
+    }
+
     /// Makes and forgets signing keys as time passes.
     ///
     /// # Errors
     /// [`KeyError`] when the store fails.
     pub fn rotate_keys(&self) -> Result<(), KeyError> {
-        self.keys.rotate(&self.store, milliseconds())
+        self.keys.rotate(&*self.store, milliseconds())
     }
 
     /// Appraises evidence and makes a token, as `{"token": …}`.
@@ -497,7 +521,9 @@ impl Service {
         let verified = Jws::verify(jws)?;
         self.authorize(tenant, &verified)?;
         Policy::parse(&policy_text(&verified)?)?;
-        self.store.set_policy(&tenant.name, kind.name(), Some(jws))?;
+        self.write_authorized(tenant, &verified, |decided| {
+            self.store.set_policy(&tenant.name, kind.name(), Some(jws), decided)
+        })?;
         let mut result = json!({
             "x-ms-policy-result": "Updated",
             "x-ms-policy-token-hash": sha256_base64url(jws.as_bytes()),
@@ -518,8 +544,9 @@ impl Service {
         kind: AttestationType,
         jws: &str,
     ) -> Result<Value, ServiceError> {
-        self.authorize(tenant, &Jws::verify(jws)?)?;
-        self.store.set_policy(&tenant.name, kind.name(), None)?;
+        self.write_authorized(tenant, &Jws::verify(jws)?, |decided| {
+            self.store.set_policy(&tenant.name, kind.name(), None, decided)
+        })?;
         self.answer(tenant, json!({ "x-ms-policy-result": "Removed" }))
     }
 
@@ -529,7 +556,7 @@ impl Service {
     /// [`ServiceError`] when the store fails.
     pub fn certificates(&self, tenant: &TenantContext) -> Result<Value, ServiceError> {
         let mut keys = Vec::new();
-        for chain in self.store.certificates(&tenant.name)? {
+        for chain in self.store.signers(&tenant.name)?.chains {
             keys.push(jws::jwk_of(&jws::certificates(&chain)?)?);
         }
         self.answer(tenant, json!({ "x-ms-policy-certificates": { "keys": keys } }))
@@ -568,16 +595,10 @@ impl Service {
         // A certificate whose key cannot sign would only be found out when it is needed.
         jws::jwk_of(&certificates)?;
         let thumbprint = jws::thumbprint(&certificates[0]);
-        if present {
-            self.store.add_certificate(&tenant.name, &thumbprint, &chain)?;
-        } else {
-            if !self.store.remove_certificate(&tenant.name, &thumbprint)? {
-                return Err(ServiceError::InvalidOperation(
-                    "the last policy management certificate cannot be removed: nobody could set policies any more"
-                        .into(),
-                ));
-            }
-        }
+        self.write_authorized(tenant, &verified, |decided| match present {
+            true => self.store.add_certificate(&tenant.name, &thumbprint, &chain, decided),
+            false => self.store.remove_certificate(&tenant.name, &thumbprint, decided),
+        })?;
         let result = if present { "IsPresent" } else { "IsAbsent" };
         self.answer(
             tenant,
@@ -636,10 +657,33 @@ impl Service {
         Ok(in_force)
     }
 
-    /// In isolated mode: only who holds the key of a policy management certificate.
-    fn authorize(&self, tenant: &TenantContext, jws: &Jws) -> Result<(), ServiceError> {
+    /// Writes what a JWS asks for, as long as its signer may: decides anew when the certificates changed meanwhile.
+    fn write_authorized(
+        &self,
+        tenant: &TenantContext,
+        jws: &Jws,
+        write: impl Fn(Revision) -> Result<Written, StoreError>,
+    ) -> Result<(), ServiceError> {
+        loop {
+            match write(self.authorize(tenant, jws)?)? {
+                Written::Done => return Ok(()),
+                Written::Stale => {}
+                Written::LastCertificate => {
+                    return Err(ServiceError::InvalidOperation(
+                        "the last policy management certificate cannot be removed: nobody could set policies any more"
+                            .into(),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// In isolated mode: only who holds the key of a policy management certificate. Says by which certificates that was
+    /// decided.
+    fn authorize(&self, tenant: &TenantContext, jws: &Jws) -> Result<Revision, ServiceError> {
+        let signers = self.store.signers(&tenant.name)?;
         if !tenant.isolated {
-            return Ok(());
+            return Ok(signers.revision);
         }
         let signer = jws.signer.as_ref().ok_or_else(|| {
             ServiceError::InvalidOperation(
@@ -647,11 +691,11 @@ impl Service {
                     .into(),
             )
         })?;
-        let known = self.store.certificates(&tenant.name)?.iter().any(|chain| {
+        let known = signers.chains.iter().any(|chain| {
             chain.first().and_then(|first| decode_base64(first).ok()).as_ref() == signer.certificates.first()
         });
         if known {
-            return Ok(());
+            return Ok(signers.revision);
         }
         Err(ServiceError::InvalidOperation(
             "the JWS is signed by a key whose certificate is none of the policy management certificates"

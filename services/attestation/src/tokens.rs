@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     jws::{Jwk, base64url},
-    store::{Store, StoreError, StoredKey},
+    store::{Store, StoreError, StoredKey, Written},
 };
 
 /// How long attestation tokens are valid, seconds.
@@ -71,43 +71,52 @@ impl KeyRing {
     ///
     /// # Errors
     /// [`KeyError`] when there is no usable key.
-    pub fn open(store: &Store, now: u64, rotation: u64) -> Result<Self, KeyError> {
-        let keys = store.keys()?.iter().map(SigningKey::load).collect::<Result<_, _>>()?;
+    pub fn open(store: &dyn Store, now: u64, rotation: u64) -> Result<Self, KeyError> {
         let ring = Self {
-            keys: RwLock::new(keys),
+            keys: RwLock::default(),
             rotation: rotation.clamp(2 * PUBLISHED_BEFORE, LONGEST_ROTATION),
         };
         ring.rotate(store, now)?;
         Ok(ring)
     }
 
-    /// Makes the next key when the newest is due to be succeeded, and forgets those no token needs any more.
+    /// Takes over the keys of the store, which other replicas may have changed; makes the next key when the newest is due
+    /// to be succeeded, and forgets those no token needs any more.
     ///
     /// # Errors
     /// [`KeyError`] when the store fails; then the keys are what they were.
-    pub fn rotate(&self, store: &Store, now: u64) -> Result<(), KeyError> {
-        let keys = read(&self.keys);
-        let due = match keys.last() {
-            None => true,
-            Some(newest) => now >= newest.made.saturating_add(self.rotation - PUBLISHED_BEFORE),
-        };
-        let made = due.then(|| SigningKey::make(now, self.rotation)).transpose()?;
-        // A key is done when its successor has signed for longer than any token lives.
-        let expired: Vec<u64> = keys
-            .windows(2)
-            .filter(|pair| now >= pair[1].made.saturating_add(PUBLISHED_BEFORE + PUBLISHED_AFTER))
-            .map(|pair| pair[0].made)
-            .collect();
-        if made.is_none() && expired.is_empty() {
+    pub fn rotate(&self, store: &dyn Store, now: u64) -> Result<(), KeyError> {
+        loop {
+            let stored = store.keys()?;
+            let newest = stored.last().map(|key| key.made);
+            let due = newest.is_none_or(|made| now >= made.saturating_add(self.rotation - PUBLISHED_BEFORE));
+            let made = due.then(|| SigningKey::make(now, self.rotation)).transpose()?;
+            // A key is done when its successor has signed for longer than any token lives.
+            let expired: Vec<u64> = stored
+                .windows(2)
+                .filter(|pair| now >= pair[1].made.saturating_add(PUBLISHED_BEFORE + PUBLISHED_AFTER))
+                .map(|pair| pair[0].made)
+                .collect();
+            if made.is_some() || !expired.is_empty() {
+                match store.replace_keys(newest, made.as_ref(), &expired)? {
+                    Written::Done => {}
+                    // Another replica was faster: its key is as good.
+                    Written::Stale | Written::LastCertificate => continue,
+                }
+            }
+            let known = read(&self.keys);
+            let next = stored
+                .iter()
+                .filter(|key| !expired.contains(&key.made))
+                .chain(&made)
+                .map(|key| match known.iter().find(|known| known.made == key.made) {
+                    Some(known) => Ok(Arc::clone(known)),
+                    None => SigningKey::load(key),
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = next;
             return Ok(());
         }
-        store.replace_keys(made.as_ref(), &expired)?;
-        let mut next: Vec<_> = keys.into_iter().filter(|key| !expired.contains(&key.made)).collect();
-        if let Some(made) = made {
-            next.push(SigningKey::load(&made)?);
-        }
-        *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = next;
-        Ok(())
     }
 
     /// The key that signs at a time, milliseconds.
@@ -138,6 +147,12 @@ impl SigningKey {
     #[must_use]
     pub fn id(&self) -> &str {
         self.jwk.kid.as_deref().unwrap_or_default()
+    }
+
+    /// When it was made, milliseconds since 1970.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.made
     }
 
     /// A signed token over claims, for a service at `issuer`.

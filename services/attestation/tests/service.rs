@@ -1,5 +1,7 @@
 //! The service as a library: keys, signatures, the store, and that no input makes it panic.
 
+mod support;
+
 use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
@@ -7,47 +9,24 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::{
-    rand::SystemRandom,
-    rsa::{KeyPair, KeySize},
-    signature::{self, UnparsedPublicKey},
-};
-use base64::{Engine, prelude::BASE64_STANDARD};
-use der::Decode;
 use enclos_attestation_service::{
-    AttestRequest, AttestationType, Authentication, Config, ConfigError, Service, ServiceError,
-    TenantContext, TokenFormat,
-    authentication::{Authenticator, BearerError},
+    AttestRequest, AttestationType, Config, ConfigError, Service, ServiceError, TenantContext, TokenFormat,
     jws::{self, Jws, JwsError, base64url, decode_base64},
-    store::Store,
+    store::{EmbeddedStore, Revision, Store, Written},
     tokens::{ATTESTATION_LIFETIME, KeyRing},
 };
 use serde_json::{Map, Value, json};
+use support::{
+    PERMIT, QUOTE, Random, Signer, configuration, ec_signer, policy_payload, rsa_signer, validates,
+};
 
 const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
-const QUOTE: &[u8] = include_bytes!("../../../verifier/tests/data/sgx_v3.bin");
-const PERMIT: &str = "version=1.0; authorizationrules { => permit(); }; issuancerules {};";
-
-/// Whether a token is signed by one of the keys of `/certs`, as a relying party finds it.
-fn validates(token: &str, published: &[jws::Jwk]) -> bool {
-    let (signed, signature) = token.rsplit_once('.').expect("a token has a signature");
-    let (header, _) = signed.split_once('.').expect("a token has a header");
-    let header: Value = serde_json::from_slice(&decode_base64(header).unwrap()).unwrap();
-    let Some(key) = published.iter().find(|key| key.kid.as_deref() == header["kid"].as_str()) else {
-        return false;
-    };
-    let certificate = x509_cert::Certificate::from_der(&decode_base64(&key.x5c[0]).unwrap()).unwrap();
-    let info = certificate.tbs_certificate().subject_public_key_info();
-    UnparsedPublicKey::new(&signature::RSA_PKCS1_2048_8192_SHA256, info.subject_public_key.raw_bytes())
-        .verify(signed.as_bytes(), &decode_base64(signature).unwrap())
-        .is_ok()
-}
 
 #[test]
 fn keys_rotate_without_breaking_validation() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let store = EmbeddedStore::open(folder.path()).unwrap();
     let start = 1_800_000_000_000;
     let ring = KeyRing::open(&store, start, 30 * DAY).unwrap();
     let (mut tokens, mut cached): (Vec<(u64, String)>, _) = (Vec::new(), ring.published());
@@ -80,64 +59,6 @@ fn keys_rotate_without_breaking_validation() {
     assert_eq!(again.published(), ring.published());
 }
 
-type Sign = Box<dyn Fn(&[u8]) -> Vec<u8>>;
-
-struct Signer {
-    certificate: Vec<u8>,
-    sign: Sign,
-}
-
-fn rsa_signer() -> Signer {
-    let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
-    let der = aws_lc_rs::encoding::AsDer::<aws_lc_rs::encoding::Pkcs8V1Der<'_>>::as_der(&pair).unwrap();
-    let key =
-        rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der.as_ref().into(), &rcgen::PKCS_RSA_SHA256).unwrap();
-    let sign = move |bytes: &[u8]| {
-        let mut signature = vec![0; pair.public_modulus_len()];
-        pair.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), bytes, &mut signature).unwrap();
-        signature
-    };
-    Signer { certificate: certificate(&key), sign: Box::new(sign) }
-}
-
-fn ec_signer() -> Signer {
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let pair = signature::EcdsaKeyPair::from_pkcs8(
-        &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
-        &key.serialize_der(),
-    )
-    .unwrap();
-    let sign = move |bytes: &[u8]| pair.sign(&SystemRandom::new(), bytes).unwrap().as_ref().to_vec();
-    Signer { certificate: certificate(&key), sign: Box::new(sign) }
-}
-
-fn certificate(key: &rcgen::KeyPair) -> Vec<u8> {
-    rcgen::CertificateParams::default().self_signed(key).unwrap().der().to_vec()
-}
-
-impl Signer {
-    /// A JWS whose header names any algorithm and carries the certificate in `x5c`, or in a `jwk`.
-    fn jws(&self, algorithm: &str, in_jwk: bool, payload: &Value) -> String {
-        let x5c = json!([BASE64_STANDARD.encode(&self.certificate)]);
-        let header = if in_jwk {
-            json!({ "alg": algorithm, "jwk": { "x5c": x5c } })
-        } else {
-            json!({ "alg": algorithm, "x5c": x5c })
-        };
-        let signed = format!(
-            "{}.{}",
-            base64url(header.to_string().as_bytes()),
-            base64url(payload.to_string().as_bytes())
-        );
-        let signature = base64url(&(self.sign)(signed.as_bytes()));
-        format!("{signed}.{signature}")
-    }
-}
-
-fn policy_payload(policy: &str) -> Value {
-    json!({ "AttestationPolicy": base64url(policy.as_bytes()) })
-}
-
 #[test]
 fn signatures_are_verified_by_key_whatever_the_header_calls_the_algorithm() {
     for signer in [rsa_signer(), ec_signer()] {
@@ -161,20 +82,6 @@ fn signatures_are_verified_by_key_whatever_the_header_calls_the_algorithm() {
     {
         assert_eq!(Jws::verify(text), Err(error));
     }
-}
-
-fn configuration(folder: &Path, extra: &str) -> Config {
-    let collateral = folder.join("collateral");
-    std::fs::create_dir_all(&collateral).unwrap();
-    let recorded = include_bytes!("../../../verifier/tests/data/sgx_v3.json");
-    std::fs::write(collateral.join("sgx_v3.json"), recorded).unwrap();
-    let path = folder.join("service.toml");
-    let text = format!(
-        "listen = \"127.0.0.1:0\"\ndata = \"data\"\ncollateral = \"collateral\"\n\
-         evidence_time = \"2025-06-27T23:29:34Z\"\n{extra}\n[[tenant]]\nhost = \"localhost\"\n"
-    );
-    std::fs::write(&path, text).unwrap();
-    Config::read(&path).unwrap()
 }
 
 fn tenant(isolated: bool) -> TenantContext {
@@ -227,38 +134,6 @@ fn statuses_that_are_not_accepted_are_refused() {
     let error =
         attest(&service, AttestationType::SgxEnclave, json!({ "quote": base64url(QUOTE) })).unwrap_err();
     assert!(error.to_string().contains("TCB status ConfigurationAndSWHardeningNeeded"), "{error}");
-}
-
-/// Small generator of pseudo-random numbers (xorshift), so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % bound as u64).expect("a remainder of a usize")
-    }
-
-    fn mutate(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..=self.below(2) {
-            if bytes.is_empty() {
-                return;
-            }
-            let at = self.below(bytes.len());
-            match self.below(5) {
-                0 => bytes[at] ^= 1 << self.below(8),
-                1 => bytes[at] = u8::try_from(self.below(256)).unwrap(),
-                2 => drop(bytes.remove(at)),
-                3 => bytes.truncate(at),
-                _ => {
-                    let end = (at + self.below(20)).min(bytes.len());
-                    let part = bytes[at..end].to_vec();
-                    bytes.splice(at..at, part);
-                }
-            }
-        }
-    }
 }
 
 #[test]
@@ -322,66 +197,17 @@ fn what_must_not_be_open_to_a_network_is_refused() {
     assert!(matches!(twice.checked(), Err(ConfigError::Tenants(_))));
 }
 
-#[test]
-fn bearer_tokens() {
-    let folder = tempfile::tempdir().unwrap();
-    let signer = ec_signer();
-    let certificate = x509_cert::Certificate::from_der(&signer.certificate).unwrap();
-    let point =
-        certificate.tbs_certificate().subject_public_key_info().subject_public_key.raw_bytes().to_vec();
-    let jwks = folder.path().join("jwks.json");
-    let key = json!({ "kty": "EC", "crv": "P-256", "kid": "k", "x": base64url(&point[1..33]), "y": base64url(&point[33..]) });
-    std::fs::write(&jwks, json!({ "keys": [{ "kty": "oct", "k": "AAAA" }, key] }).to_string()).unwrap();
-    let configuration = Authentication { issuer: "https://issuer".into(), audience: "us".into(), jwks };
-    let authenticator = Authenticator::read(&configuration).unwrap();
-    let now = 1_800_000_000;
-    let payload = |changed: &[(&str, Value)]| {
-        let mut payload = json!({ "iss": "https://issuer", "aud": "us", "exp": now + 600, "nbf": now - 600 });
-        for (name, value) in changed {
-            payload[*name] = value.clone();
-        }
-        payload
-    };
-    let check = |signer: &Signer, algorithm: &str, payload: &Value| {
-        let header = json!({ "alg": algorithm, "kid": "k" });
-        let signed = format!(
-            "{}.{}",
-            base64url(header.to_string().as_bytes()),
-            base64url(payload.to_string().as_bytes())
-        );
-        let signature = base64url(&(signer.sign)(signed.as_bytes()));
-        authenticator.check(Some(&format!("Bearer {signed}.{signature}")), now)
-    };
-    assert_eq!(check(&signer, "ES256", &payload(&[])), Ok(()));
-    assert_eq!(check(&signer, "ES256", &payload(&[("aud", json!(["them", "us"]))])), Ok(()));
-    for (changed, error) in [
-        (("iss", json!("https://other")), BearerError::Claim("issuer")),
-        (("aud", json!("them")), BearerError::Claim("audience")),
-        (("aud", json!([])), BearerError::Claim("audience")),
-        (("exp", json!(now - 61)), BearerError::Time),
-        (("nbf", json!(now + 61)), BearerError::Time),
-        (("exp", json!("never")), BearerError::Malformed),
-    ] {
-        assert_eq!(check(&signer, "ES256", &payload(&[changed])), Err(error));
-    }
-    for algorithm in ["none", "HS256", "RS256"] {
-        assert_eq!(check(&signer, algorithm, &payload(&[])), Err(BearerError::Signature));
-    }
-    assert_eq!(check(&ec_signer(), "ES256", &payload(&[])), Err(BearerError::Signature));
-    assert_eq!(authenticator.check(None, now), Err(BearerError::Missing));
-    assert_eq!(authenticator.check(Some("Basic YTpi"), now), Err(BearerError::Missing));
-    assert_eq!(authenticator.check(Some("Bearer a.b"), now), Err(BearerError::Malformed));
-}
-
 /// Not a test of its own: the process that the next test kills.
 #[test]
 fn writes_policies_until_killed() {
     let Ok(folder) = std::env::var("ENCLOS_TEST_STORE") else { return };
-    let store = Store::open(Path::new(&folder)).unwrap();
+    let store = EmbeddedStore::open(Path::new(&folder)).unwrap();
     let first = store.policy("t", "SgxEnclave").unwrap().map_or(0, |text| text.parse::<u64>().unwrap());
     let mut out = std::io::stdout();
     for number in first + 1.. {
-        store.set_policy("t", "SgxEnclave", Some(&number.to_string())).unwrap();
+        let written =
+            store.set_policy("t", "SgxEnclave", Some(&number.to_string()), Revision::default()).unwrap();
+        assert_eq!(written, Written::Done);
         writeln!(out, "acknowledged {number}").unwrap();
         out.flush().unwrap();
     }
@@ -415,7 +241,7 @@ fn acknowledged_policies_survive_a_kill_at_any_moment() {
         child.kill().unwrap();
         child.wait().unwrap();
         let acknowledged: Option<u64> = reader.join().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = EmbeddedStore::open(folder.path()).unwrap();
         let stored = store.policy("t", "SgxEnclave").unwrap().map_or(0, |text| text.parse::<u64>().unwrap());
         if let Some(acknowledged) = acknowledged {
             // The last write may have been done without having been told.
