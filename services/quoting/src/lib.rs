@@ -25,6 +25,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod aesm;
 mod collateral;
 mod enclave;
 mod hierarchy;
@@ -42,6 +43,7 @@ use enclos_platform::{
 use enclos_verifier::{Collateral, Hex, Time, quote::INTEL_QE_VENDOR_ID};
 use ring::digest::{SHA256, digest};
 
+pub use aesm::AesmSocket;
 use enclave::{QuotingEnclave, REPORT, REPORT_BODY, TARGETINFO};
 use hierarchy::{Hierarchy, PlatformIdentity};
 
@@ -57,6 +59,8 @@ pub const PCE_SVN: u16 = 13;
 const QUOTE_VERSION: u16 = 3;
 /// Attestation key type: ECDSA-256 with P-256.
 const ECDSA_P256: u16 = 2;
+/// Bytes of a signature: r and s.
+const SIGNATURE: usize = 64;
 /// Certification data type: PCK certificate chain, PEM.
 const PCK_CHAIN: u16 = 5;
 
@@ -153,6 +157,16 @@ impl EmulatedQuoting {
         quote.extend(signature);
         quote.extend(&self.certification);
         Ok(quote)
+    }
+
+    /// Bytes of every quote.
+    fn quote_size(&self) -> usize {
+        self.header.len() + REPORT_BODY + size_of::<u32>() + SIGNATURE + self.certification.len()
+    }
+
+    /// The attestation key: x and y.
+    fn attestation_key(&self) -> &[u8] {
+        self.hierarchy.attestation.public()
     }
 
     /// What a relying party needs to judge quotes of this platform at a time; valid for thirty days.
