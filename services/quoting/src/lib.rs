@@ -29,6 +29,7 @@ mod aesm;
 mod collateral;
 mod enclave;
 mod hierarchy;
+mod pccs;
 
 use std::{
     io,
@@ -46,6 +47,7 @@ use ring::digest::{SHA256, digest};
 pub use aesm::AesmSocket;
 use enclave::{QuotingEnclave, REPORT, REPORT_BODY, TARGETINFO};
 use hierarchy::{Hierarchy, PlatformIdentity};
+pub use pccs::serve_pccs;
 
 /// File that holds keys and certificates, in the state directory; readable by its owner only.
 pub const STATE_FILE: &str = "emulated-quoting.json";
@@ -83,6 +85,8 @@ pub struct EmulatedQuoting {
     enclave: QuotingEnclave,
     hierarchy: Hierarchy,
     platform: PlatformIdentity,
+    /// Identifier of the quoting enclave on this machine.
+    qe_id: [u8; 16],
     root_key_id: Hex<32>,
     /// What precedes the report in a quote.
     header: Vec<u8>,
@@ -118,7 +122,7 @@ impl EmulatedQuoting {
                 reason: format!("root certificate: {error}"),
             }
         })?;
-        let qe_id = half(machine.platform_secret("quoting enclave"));
+        let qe_id: [u8; 16] = half(machine.platform_secret("quoting enclave"));
         // Intel's QE has 32 bytes of it too; some verifiers insist.
         let auth_data = machine.platform_secret("QE authentication data");
         Ok(Self {
@@ -127,6 +131,7 @@ impl EmulatedQuoting {
             enclave,
             hierarchy,
             platform,
+            qe_id,
             root_key_id,
             tcb_state: TcbState::default(),
         })
