@@ -135,7 +135,8 @@ fn quotes_that_are_not_of_this_enclave_are_not_handed_out() {
     let other_image = support::sign(&CONFIG.replace("product-id = 7", "product-id = 8"), false);
     let (_enclave, other) = start(&other_image, aesm(socket.path()));
     let of_other_enclave = other.attest(&DATA).unwrap();
-    let stories: [(&str, Box<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>); 6] = [
+    type Lie = Box<dyn Fn(Vec<u8>) -> Vec<u8> + Send + Sync>;
+    let stories: [(&str, Lie); 6] = [
         ("identity or report data differ", Box::new(move |_| of_other_data.clone())),
         ("identity or report data differ", Box::new(move |_| of_other_enclave.clone())),
         ("shorter than a header", Box::new(|_| Vec::new())),

@@ -60,13 +60,11 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let policy = policy(args)?;
     let bytes = read(&args.evidence)?;
     let evidence = Evidence::detect(&bytes);
-    let unusable = |reason: String| Error::NoEvidence { path: args.evidence.clone(), reason };
-    match evidence {
-        Evidence::Quote(quote) => drop(Quote::parse(quote).map_err(|e| unusable(e.to_string()))?),
-        Evidence::SnpReport(report) => {
-            SnpReport::parse(report).map_err(|e| unusable(e.to_string()))?;
-        }
-    }
+    let parsed = match evidence {
+        Evidence::Quote(quote) => Quote::parse(quote).map(|_| ()).map_err(|e| e.to_string()),
+        Evidence::SnpReport(report) => SnpReport::parse(report).map(|_| ()).map_err(|e| e.to_string()),
+    };
+    parsed.map_err(|reason| Error::NoEvidence { path: args.evidence.clone(), reason })?;
     let path = match &args.collateral {
         Some(path) => path.clone(),
         None => beside(&args.evidence)?,
