@@ -57,11 +57,8 @@ fn the_aesm_client_gets_a_quote_that_verifiers_accept_under_our_root() {
 
     let now = Time::now();
     let collateral = quoting.collateral(now).unwrap();
-    let policy = Policy {
-        any_identity: true,
-        emulated_roots: vec![quoting.root_key_id()],
-        ..Policy::default()
-    };
+    let policy =
+        Policy { any_identity: true, emulated_roots: vec![quoting.root_key_id()], ..Policy::default() };
     let ours = |quote: &[u8]| {
         let collateral = AnyCollateral::Dcap(Box::new(collateral.clone()));
         appraise(Evidence::detect(quote), &collateral, now, &policy).unwrap()
@@ -97,10 +94,7 @@ fn refusals_have_intels_codes(client: &AesmClient, socket: &Path, key: Vec<u8>, 
     // EPID's key, and EPID's requests.
     let mut epid = vec![0; 256];
     epid[ALGORITHM].copy_from_slice(&[0; 4]);
-    assert!(matches!(
-        client.init_quote_ex(epid),
-        Err(Error::AesmCode(AesmError::UnsupportedAttKeyId_38))
-    ));
+    assert!(matches!(client.init_quote_ex(epid), Err(Error::AesmCode(AesmError::UnsupportedAttKeyId_38))));
     assert!(matches!(client.init_quote(), Err(Error::AesmBadResponse(_))));
     // Nobody there.
     assert!(AesmClient::with_path(socket.with_extension("other")).try_connect().is_err());
