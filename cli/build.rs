@@ -37,12 +37,15 @@ fn main() {
     collect(&here.join("template"), "", &mut scaffold);
     let mut bench = BTreeMap::new();
     collect(&here.join("bench"), "", &mut bench);
+    let mut attester = BTreeMap::new();
+    collect(&here.join("attester"), "", &mut attester);
     let lock = read(&root.join("Cargo.lock"));
 
     let mut out = String::new();
     table(&mut out, "SDK", "The crates a user's project depends on.", &sdk);
     table(&mut out, "SCAFFOLD", "What `enclos new` writes.", &scaffold);
     table(&mut out, "BENCH", "The project of the benchmark enclave.", &bench);
+    table(&mut out, "ATTESTER", "The project of the enclave behind `enclos quote`.", &attester);
     writeln!(out, "/// The versions everything was tested with.\npub(crate) const LOCK: &str = {lock:?};")
         .expect("strings take everything");
     let to = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("embedded.rs");

@@ -9,13 +9,17 @@ mod command;
 mod embedded;
 mod linux_calls;
 mod project;
+mod quoting;
 mod ui;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::command::{attestation_service, bench, build, doctor, image, inspect, keygen, new, run, sign};
+use crate::command::{
+    aesm, attestation_service, bench, build, doctor, image, inspect, keygen, new, pccs, quote, run, sign,
+    verify,
+};
 use crate::ui::Ui;
 
 const AFTER_HELP: &str = "\
@@ -24,10 +28,12 @@ Exit codes:
   1    it failed; standard error names cause and cure
   2    wrong usage
   3    `doctor`: nothing here can run an enclave
+  4    `verify`: the evidence is refused
   70   `run`: the enclave ended by a fault
   Otherwise `run` ends with the exit code of the program it ran.
 
 Environment:
+  ENCLOS_AESM     socket that quotes come from (default: the platform's)
   ENCLOS_STATE    folder of the developer key and of the emulated machine
                   (default: $XDG_STATE_HOME/enclos, else ~/.local/state/enclos)
   NO_COLOR        no colours
@@ -63,6 +69,14 @@ enum Command {
     Run(run::Args),
     /// Write a container image (OCI) of a project
     Image(image::Args),
+    /// Have an enclave attest: writes its quote
+    Quote(quote::Args),
+    /// Judge evidence by a policy, and say why
+    Verify(verify::Args),
+    /// Answer as AESM does, with quotes of the emulated platform
+    Aesm(aesm::Args),
+    /// Serve collateral of the emulated platform, as a PCCS does
+    Pccs(pccs::Args),
     /// Say what this machine has and lacks for enclaves
     Doctor(doctor::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
@@ -82,6 +96,10 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args, ui(args.json)),
         Command::Run(args) => run::run(&args, ui(false)),
         Command::Image(args) => image::run(&args, ui(args.json)),
+        Command::Quote(args) => quote::run(&args, ui(args.json)),
+        Command::Verify(args) => verify::run(&args, ui(args.json)),
+        Command::Aesm(args) => aesm::run(&args, ui(args.json)),
+        Command::Pccs(args) => pccs::run(&args, ui(args.json)),
         Command::Doctor(args) => doctor::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
         Command::AttestationService(args) => attestation_service::run(&args, ui(args.json)),

@@ -74,6 +74,10 @@ fn help_has_examples_and_exit_codes() {
         "doctor",
         "bench",
         "attestation-service",
+        "quote",
+        "verify",
+        "aesm",
+        "pccs",
     ] {
         let help = ok(enclos(folder.path()).args([command, "--help"]));
         assert!(

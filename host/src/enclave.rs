@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use enclos::abi::{self, StartInfo, exit, op, refusal};
 use enclos::contract::{Client, ConnectError, Dispatch, End, Failure, Router};
+use enclos::quoting::QuotingServer;
 use enclos_platform::emulator::Emulator;
 use enclos_platform::hardware::Hardware;
 use enclos_platform::{EnterFunction, Initialized, Kind, Platform, PlatformError, Run};
 
+use crate::aesm::Aesm;
 use crate::call::EnclaveTransport;
 use crate::clock::Clock;
 use crate::entry::{self, Entry, Evict, Leaf, Left, Registers};
@@ -189,7 +191,8 @@ impl Builder {
         self
     }
 
-    /// Offers a host service to the enclave: `XServer::new(implementation)`.
+    /// Offers a host service to the enclave: `XServer::new(implementation)`. `Quoting` is offered without being
+    /// asked for, from [`Aesm::default_for`] the platform; a server given here takes its place.
     #[must_use]
     pub fn service(mut self, server: impl Dispatch + 'static) -> Self {
         self.services.add(server);
@@ -243,6 +246,10 @@ impl Builder {
             Some(machine) => machine,
             None => self.platform.open()?,
         };
+        let mut services = self.services;
+        if !services.contracts().any(|c| c.hash == QuotingServer::<Aesm>::CONTRACT.hash) {
+            services.add(QuotingServer::new(Aesm::default_for(machine.kind())));
+        }
         let file = self.image.read()?;
         let loaded = load::load(&file, machine.as_ref())?;
         drop(file);
@@ -282,7 +289,7 @@ impl Builder {
             ended: AtomicBool::new(false),
             end: OnceLock::new(),
             end_seen: (Mutex::new(()), Condvar::new()),
-            services: self.services,
+            services,
             memory: UntrustedMemory::new(frames, self.limits.untrusted_memory),
             clock,
             io: self.io,

@@ -12,6 +12,7 @@
 //! ```
 //!
 //! - [`Enclave`] and [`Builder`]: start, connect, wait, shut down;
+//! - [`aesm`]: where quotes come from;
 //! - [`EnclaveTransport`] and [`SwitchlessEnclave`]: what generated clients call through.
 //!
 //! Inside: `load` reads the image, `entry` crosses the boundary and takes stuck threads out, `enclave` says what
@@ -25,6 +26,7 @@
 //! One real-time signal ([`interrupt_signal`]) takes threads out of the enclave when a deadline passes or when it has
 //! ended.
 
+pub mod aesm;
 mod call;
 mod clock;
 mod enclave;

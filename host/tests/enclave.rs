@@ -14,8 +14,7 @@ use enclos_platform::emulator::Emulator;
 use enclos_platform::emulator::machine::{Machine, MachineConfig};
 use enclos_test_guest::*;
 
-const CONFIG: &str =
-    "threads = 4\nheap = \"16 MiB\"\nservices = [\"Oracle\", \"Unserved\"]\nenv = [\"GREETING\"]\n";
+const CONFIG: &str = "threads = 4\nheap = \"16 MiB\"\nservices = [\"Oracle\", \"Unserved\", \"Quoting\"]\nenv = [\"GREETING\"]\n";
 
 /// The machine that all tests run on.
 fn emulator() -> Arc<Emulator> {

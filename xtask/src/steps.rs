@@ -30,6 +30,16 @@ pub(crate) const STEPS: &[Step] = &[
         run: conformance,
     },
     Step { name: "postgres", about: "replicas of the attestation service on PostgreSQL", run: postgres },
+    Step {
+        name: "quotes",
+        about: "somebody else's verifier (dcap-qvl) against emulated quotes and collateral",
+        run: quotes,
+    },
+    Step {
+        name: "attested",
+        about: "an example attests: refused by default, accepted when the root is named",
+        run: attested,
+    },
     Step { name: "azure", about: "Azure's attestation SDKs against the service", run: azure },
     Step {
         name: "vault",
@@ -74,8 +84,9 @@ fn with_enclaves(c: &Context, variable: &str, value: &str, tally: &mut Tally) ->
 }
 
 fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    // sgxs-tools and report-test build against OpenSSL.
-    install(&[("openssl/ssl.h", "libssl-dev")], &[("pkg-config", "pkg-config")], tally)?;
+    // sgxs-tools and report-test build against OpenSSL, aesm-client with protoc.
+    let programs = [("pkg-config", "pkg-config"), ("protoc", "protobuf-compiler")];
+    install(&[("openssl/ssl.h", "libssl-dev")], &programs, tally)?;
     let folder = c.root.join("tests/conformance");
     let mut workspaces = vec![folder.clone()];
     let entries = fs::read_dir(&folder).map_err(|source| Failure::File { path: folder.clone(), source })?;
@@ -106,22 +117,47 @@ fn postgres(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     run(c.cargo(&c.root).args(tests), tally).map(drop)
 }
 
+fn quotes(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[venv()], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/dcap-qvl/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
+}
+
+fn attested(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let mut demo = c.cargo(&c.root);
+    demo.args(["run", "--release", "--quiet", "--", "run", "--platform", "emulated", "examples/attested"]);
+    let said = run(demo.env("ENCLOS_STATE", c.folder("attested")?), tally)?;
+    for expected in [
+        "REFUSED: its root",
+        "ACCEPTED, but emulated",
+        "REFUSED: the report data",
+        "REFUSED: no identity rule",
+    ] {
+        expect(&said, expected)?;
+    }
+    Ok(())
+}
+
 fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     let quotes = std::env::var_os("ENCLOS_QUOTES").map_or(c.root.join("../shared/quotes"), PathBuf::from);
     if !quotes.is_dir() {
         println!("skipped: there are no recorded quotes at {} (set ENCLOS_QUOTES)", quotes.display());
         return Ok(());
     }
-    // Debian's Python comes without what `venv` needs.
-    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
-    let venv = match has_venv.is_ok_and(|o| o.status.success()) {
-        true => ("python3", "python3"),
-        false => ("", "python3-venv"),
-    };
-    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv], tally)?;
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], tally)?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/azure-attestation/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
+}
+
+/// Debian's Python comes without what `venv` needs.
+fn venv() -> (&'static str, &'static str) {
+    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    match has_venv.is_ok_and(|o| o.status.success()) {
+        true => ("python3", "python3"),
+        false => ("", "python3-venv"),
+    }
 }
 
 /// Installs Debian packages for headers and programs that are missing.

@@ -10,12 +10,10 @@ use std::time::{Duration, Instant};
 
 use enclos_bench::{BenchClient, Host, HostServer, compute};
 use enclos_host::{Enclave, EnclaveTransport, Kind, PlatformChoice};
-use enclos_platform::emulator::machine::MachineConfig;
 use sha2::{Digest, Sha256};
 
 use super::{Error, Outcome, build, say_json};
 use crate::embedded;
-use crate::project::Project;
 use crate::ui::{DIM, LABEL, Ui, say};
 
 /// Measures what calls, Linux calls and starts cost on this machine.
@@ -44,7 +42,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let platform = super::run::resolve(args.platform)?;
-    let built = enclave_image(ui)?;
+    let built = build::embedded_image("bench", embedded::BENCH, ui)?;
     if platform == PlatformChoice::Emulated {
         ui.warn("the platform is an emulated SGX CPU: transitions cost what the software costs, not what SGX does");
     }
@@ -179,20 +177,6 @@ const SWITCHLESS: &str = "switchless ecall";
 const FIGURES: u64 = 8;
 /// Steps of the function that only computes.
 const ROUNDS: u32 = 5_000_000;
-
-/// Builds the benchmark enclave, in the state directory: the next run finds it built.
-fn enclave_image(ui: Ui) -> Result<build::Built, Error> {
-    let version = embedded::version_of(embedded::BENCH).replace(' ', "-");
-    let folder = MachineConfig::state_dir().join("bench").join(&version[..version.len().min(24)]);
-    embedded::write_all(&folder, embedded::project(embedded::BENCH, &[]))?;
-    if !folder.join("Cargo.lock").exists() {
-        embedded::write_all(&folder, [("Cargo.lock".to_owned(), embedded::LOCK.to_owned())])?;
-    }
-    // Bench and SDK have versions of their own.
-    embedded::unpack_sdk(&folder)?;
-    let project = Project::open(&folder, ui)?;
-    build::image(&project, &build::Options::default(), ui)
-}
 
 struct Service;
 

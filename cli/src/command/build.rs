@@ -6,9 +6,11 @@ use std::process::{Command, ExitCode, Stdio};
 
 use enclos_pack::sign::hex;
 use enclos_pack::{Date, Image, Progress, SigningKey, build_application};
+use enclos_platform::emulator::machine::MachineConfig;
 use serde_json::json;
 
 use super::{Error, Outcome, say_identity, say_json, write};
+use crate::embedded;
 use crate::project::{Project, developer_key};
 use crate::ui::{Bar, Ui};
 
@@ -81,6 +83,23 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
 /// When one of the steps fails.
 pub(crate) fn image(project: &Project, options: &Options, ui: Ui) -> Result<Built, Error> {
     image_signed_by(project, options, true, ui)
+}
+
+/// Builds a project that this command carries with it, in the state directory: the next run finds it built.
+///
+/// # Errors
+/// When it cannot be unpacked or built.
+pub(crate) fn embedded_image(name: &str, files: &[(&str, &str)], ui: Ui) -> Result<Built, Error> {
+    let version = embedded::version_of(files).replace(' ', "-");
+    let folder = MachineConfig::state_dir().join(name).join(&version[..version.len().min(24)]);
+    embedded::write_all(&folder, embedded::project(files, &[]))?;
+    if !folder.join("Cargo.lock").exists() {
+        embedded::write_all(&folder, [("Cargo.lock".to_owned(), embedded::LOCK.to_owned())])?;
+    }
+    // Project and SDK have versions of their own.
+    embedded::unpack_sdk(&folder)?;
+    let project = Project::open(&folder, ui)?;
+    image(&project, &Options::default(), ui)
 }
 
 fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -> Result<Built, Error> {

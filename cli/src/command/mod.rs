@@ -1,5 +1,6 @@
 //! The commands, one file each: its arguments, and what it does.
 
+pub(crate) mod aesm;
 pub(crate) mod attestation_service;
 pub(crate) mod bench;
 pub(crate) mod build;
@@ -8,15 +9,23 @@ pub(crate) mod image;
 pub(crate) mod inspect;
 pub(crate) mod keygen;
 pub(crate) mod new;
+pub(crate) mod pccs;
+pub(crate) mod quote;
 pub(crate) mod run;
 pub(crate) mod sign;
+pub(crate) mod verify;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use enclos::quoting::NoQuote;
 use enclos_host::{CallError, ConnectError, End, StartError};
 use enclos_pack::{BuildError, ConfigError, ImageError, SignError};
+use enclos_platform::emulator::machine::StateError;
+use enclos_quoting::QuotingError;
+use enclos_verifier::{CollateralError, CollateralMismatch, PolicyError};
 
 use crate::embedded::WriteError;
 use crate::ui::{Ui, say};
@@ -57,6 +66,26 @@ pub(crate) enum Error {
     Connect(#[from] ConnectError),
     #[error("a call into the enclave failed")]
     Call(#[from] CallError),
+    #[error("the enclave gives no evidence")]
+    NoQuote(#[from] CallError<NoQuote>),
+    #[error(transparent)]
+    Machine(#[from] StateError),
+    #[error(transparent)]
+    Quoting(#[from] QuotingError),
+    #[error("cannot make the socket {}: {source}; if another one listens there, use that or name another path", path.display())]
+    Socket { path: PathBuf, source: io::Error },
+    #[error("cannot listen at {address}: {source}; choose another port (0: any that is free)")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("{} is no evidence: {reason}", path.display())]
+    NoEvidence { path: PathBuf, reason: String },
+    #[error("{} is not usable", path.display())]
+    Policy { path: PathBuf, source: PolicyError },
+    #[error("{} is no collateral", path.display())]
+    Collateral { path: PathBuf, source: CollateralError },
+    #[error("there is no collateral at {}: name it with --collateral; `enclos quote --collateral` writes that of the emulated platform", path.display())]
+    NoCollateral { path: PathBuf },
+    #[error(transparent)]
+    Mismatch(#[from] CollateralMismatch),
     #[error("the enclave did not end by itself: {0}")]
     End(End),
     #[error("the attestation service cannot serve")]
@@ -88,8 +117,13 @@ fn read_image(path: &Path) -> Result<enclos_pack::Image, Error> {
     enclos_pack::Image::parse(&read(path)?).map_err(|source| Error::Image { path: path.into(), source })
 }
 
+/// Hexadecimal digits of an option.
+fn hexadecimal(option: &str, text: &str) -> Result<Vec<u8>, Error> {
+    hex::decode(text).map_err(|e| Error::Usage(format!("{option} is not hexadecimal: {e}")))
+}
+
 /// Writes a file in one step: who reads it sees the old contents or the new.
-fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
     let failed = |source| Error::Write { path: path.into(), source };
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");

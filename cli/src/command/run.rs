@@ -3,13 +3,17 @@
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
+use enclos::quoting::QuotingServer;
+use enclos_host::aesm::SOCKET_VARIABLE;
 use enclos_host::{Enclave, PlatformChoice, StartError};
 use enclos_platform::hardware::{self, Hardware};
 
 use super::build::{self, Built};
 use super::{Error, Outcome, say_identity};
 use crate::project::Project;
+use crate::quoting::{self, PrivateAesm, TcbStateOption};
 use crate::ui::Ui;
 
 const EXAMPLES: &str = "\
@@ -48,10 +52,21 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     } else {
         ui.warn("the platform is an emulated SGX CPU: it runs the same image, and protects nothing");
     }
+    let aesm = aesm(&project, platform)?;
     match project.host() {
-        Some(manifest) => run_host(&manifest, &built, platform, args, ui),
-        None => run_inside(&built, platform, args, ui),
+        Some(manifest) => run_host(&manifest, &built, platform, aesm.as_ref(), args, ui),
+        None => run_inside(&built, platform, aesm.as_ref(), args, ui),
     }
+}
+
+/// Where quotes come from on the emulated platform, for images that may ask for them; unless the user names a place.
+fn aesm(project: &Project, platform: PlatformChoice) -> Result<Option<PrivateAesm>, Error> {
+    let attests = project.config.services.iter().any(|s| s.as_str() == "Quoting");
+    let named = std::env::var_os(SOCKET_VARIABLE).is_some_and(|v| !v.is_empty());
+    if platform != PlatformChoice::Emulated || !attests || named {
+        return Ok(None);
+    }
+    PrivateAesm::serve(Arc::new(quoting::open(TcbStateOption::default())?)).map(Some)
 }
 
 /// What `auto` comes to on this machine.
@@ -70,26 +85,42 @@ pub(crate) fn resolve(choice: PlatformChoice) -> Result<PlatformChoice, Error> {
     }
 }
 
-fn run_host(manifest: &Path, built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> Outcome {
+fn run_host(
+    manifest: &Path,
+    built: &Built,
+    platform: PlatformChoice,
+    aesm: Option<&PrivateAesm>,
+    args: &Args,
+    ui: Ui,
+) -> Outcome {
     ui.status("building", "the host program");
     let program = build::cargo_binary(manifest, ui)?;
     ui.status("running", program.display());
     let mut command = Command::new(&program);
     command.args(&args.arguments).env("ENCLOS_IMAGE", &built.path);
-    command.env("ENCLOS_PLATFORM", name_of(platform));
+    command.env("ENCLOS_PLATFORM", name_of(platform)).envs(aesm.map(PrivateAesm::variable));
     let status =
         command.status().map_err(|source| Error::Spawn { program: program.display().to_string(), source })?;
     Ok(exit_code(status))
 }
 
-fn run_inside(built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> Outcome {
+fn run_inside(
+    built: &Built,
+    platform: PlatformChoice,
+    aesm: Option<&PrivateAesm>,
+    args: &Args,
+    ui: Ui,
+) -> Outcome {
     ui.status("running", built.path.display());
-    let enclave = Enclave::builder(built.path.as_path())
+    let mut builder = Enclave::builder(built.path.as_path())
         .platform(platform)
         .args(args.arguments.iter().map(String::as_str))
         .envs(std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))))
-        .stdin(BufReader::new(io::stdin()))
-        .start()?;
+        .stdin(BufReader::new(io::stdin()));
+    if let Some(aesm) = aesm {
+        builder = builder.service(QuotingServer::new(aesm.client()));
+    }
+    let enclave = builder.start()?;
     let status = enclave.wait().map_err(Error::End)?;
     Ok(ExitCode::from(status as u8))
 }

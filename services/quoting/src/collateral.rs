@@ -11,7 +11,7 @@ const DAY: u64 = 24 * 60 * 60;
 const VALID_DAYS: u64 = 30;
 /// 2020-01-02 and 2048-12-01: between these, the certificates are valid as long as the collateral says.
 const TIMES: (Time, Time) = (Time(1_577_923_200), Time(2_490_393_600));
-const EVALUATION_DATA_NUMBER: u32 = 20;
+pub(crate) const EVALUATION_DATA_NUMBER: u32 = 20;
 /// When the newest level and the one before were published.
 const NEWEST: &str = "2025-05-14T00:00:00Z";
 const BEFORE: &str = "2024-03-13T00:00:00Z";
@@ -54,6 +54,29 @@ pub(crate) fn collateral(
         // The quotes carry it.
         pck_certificate_chain: None,
     })
+}
+
+/// TCB info version 2, which version 3 of the API gives, and its signature.
+pub(crate) fn tcb_info_v2(
+    hierarchy: &Hierarchy,
+    collateral: &Collateral,
+) -> Result<(String, Vec<u8>), QuotingError> {
+    let mut info: serde_json::Value = serde_json::from_str(&collateral.tcb_info)?;
+    // The same, but for the components, which have names instead of places, and no kind of TEE.
+    if let Some(fields) = info.as_object_mut() {
+        fields.remove("id");
+        fields.insert("version".into(), 2.into());
+        let levels = fields.get_mut("tcbLevels").and_then(|levels| levels.as_array_mut());
+        for tcb in levels.into_iter().flatten().filter_map(|level| level["tcb"].as_object_mut()) {
+            let components = tcb.remove("sgxtcbcomponents");
+            for (index, component) in components.iter().flat_map(|all| all.as_array()).flatten().enumerate() {
+                tcb.insert(format!("sgxtcbcomp{:02}svn", index + 1), component["svn"].clone());
+            }
+        }
+    }
+    let info = serde_json::to_string(&info)?;
+    let signature = hierarchy.tcb_signing.sign(info.as_bytes())?;
+    Ok((info, signature))
 }
 
 fn tcb_info(cpu_svn: &[u8; 16], issue_date: Time, next_update: Time, state: TcbState) -> TcbInfo {

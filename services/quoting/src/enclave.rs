@@ -93,11 +93,17 @@ impl QuotingEnclave {
         Ok(<&[u8; 16]>::try_from(mac).is_ok_and(|mac| verify_mac(&key, body, mac)))
     }
 
+    /// This enclave's own REPORT over the data, for a target.
+    pub(crate) fn report(&self, target: &[u8; TARGETINFO], data: &[u8; 64]) -> [u8; REPORT] {
+        let mut report = [0; REPORT];
+        report.copy_from_slice(ereport(&self.0, target, data).as_ref());
+        report
+    }
+
     /// The body of this enclave's own REPORT over the data.
     pub(crate) fn report_body(&self, data: &[u8; 64]) -> [u8; REPORT_BODY] {
-        let report = ereport(&self.0, &self.target_info(), data);
         let mut body = [0; REPORT_BODY];
-        body.copy_from_slice(report.mac_data());
+        body.copy_from_slice(&self.report(&self.target_info(), data)[..REPORT_BODY]);
         body
     }
 

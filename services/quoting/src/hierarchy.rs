@@ -33,7 +33,7 @@ const YEARS: (i32, i32) = (2020, 2049);
 const WARNING: &str =
     "keys of an emulated platform: they protect nothing, and no verifier should trust them by default";
 /// Where CRLs of the root and of the platform CA would be served; verifiers demand the extension, none follows it.
-const ROOT_CRL: &str = "https://localhost:8081/sgx/certification/v4/rootcacrl";
+pub(crate) const ROOT_CRL: &str = "https://localhost:8081/sgx/certification/v4/rootcacrl";
 const PCK_CRL: &str = "https://localhost:8081/sgx/certification/v4/pckcrl?ca=platform&encoding=der";
 
 /// What the PCK certificate says of the platform, derived from the machine's secrets: another machine is another one.
@@ -116,6 +116,11 @@ impl Hierarchy {
     /// The root certificate, PEM.
     pub(crate) fn root_pem(&self) -> &str {
         &self.root.pem
+    }
+
+    /// PCK certificate, PEM.
+    pub(crate) fn pck_pem(&self) -> &str {
+        &self.pck_pem
     }
 
     /// PCK certificate, platform CA and root, PEM.

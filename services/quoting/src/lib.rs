@@ -25,9 +25,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod aesm;
 mod collateral;
 mod enclave;
 mod hierarchy;
+mod pccs;
 
 use std::{
     io,
@@ -42,8 +44,10 @@ use enclos_platform::{
 use enclos_verifier::{Collateral, Hex, Time, quote::INTEL_QE_VENDOR_ID};
 use ring::digest::{SHA256, digest};
 
+pub use aesm::AesmSocket;
 use enclave::{QuotingEnclave, REPORT, REPORT_BODY, TARGETINFO};
 use hierarchy::{Hierarchy, PlatformIdentity};
+pub use pccs::serve_pccs;
 
 /// File that holds keys and certificates, in the state directory; readable by its owner only.
 pub const STATE_FILE: &str = "emulated-quoting.json";
@@ -57,6 +61,8 @@ pub const PCE_SVN: u16 = 13;
 const QUOTE_VERSION: u16 = 3;
 /// Attestation key type: ECDSA-256 with P-256.
 const ECDSA_P256: u16 = 2;
+/// Bytes of a signature: r and s.
+const SIGNATURE: usize = 64;
 /// Certification data type: PCK certificate chain, PEM.
 const PCK_CHAIN: u16 = 5;
 
@@ -79,6 +85,8 @@ pub struct EmulatedQuoting {
     enclave: QuotingEnclave,
     hierarchy: Hierarchy,
     platform: PlatformIdentity,
+    /// Identifier of the quoting enclave on this machine.
+    qe_id: [u8; 16],
     root_key_id: Hex<32>,
     /// What precedes the report in a quote.
     header: Vec<u8>,
@@ -114,7 +122,7 @@ impl EmulatedQuoting {
                 reason: format!("root certificate: {error}"),
             }
         })?;
-        let qe_id = half(machine.platform_secret("quoting enclave"));
+        let qe_id: [u8; 16] = half(machine.platform_secret("quoting enclave"));
         // Intel's QE has 32 bytes of it too; some verifiers insist.
         let auth_data = machine.platform_secret("QE authentication data");
         Ok(Self {
@@ -123,6 +131,7 @@ impl EmulatedQuoting {
             enclave,
             hierarchy,
             platform,
+            qe_id,
             root_key_id,
             tcb_state: TcbState::default(),
         })
@@ -153,6 +162,16 @@ impl EmulatedQuoting {
         quote.extend(signature);
         quote.extend(&self.certification);
         Ok(quote)
+    }
+
+    /// Bytes of every quote.
+    fn quote_size(&self) -> usize {
+        self.header.len() + REPORT_BODY + size_of::<u32>() + SIGNATURE + self.certification.len()
+    }
+
+    /// The attestation key: x and y.
+    fn attestation_key(&self) -> &[u8] {
+        self.hierarchy.attestation.public()
     }
 
     /// What a relying party needs to judge quotes of this platform at a time; valid for thirty days.

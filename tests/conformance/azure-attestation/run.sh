@@ -17,5 +17,8 @@ if [ ! -d "$work/node_modules/@azure/attestation" ]; then
     (cd "$work" && npm install --no-audit --no-fund --silent --prefix "$work" '@azure/attestation@1.0.0')
 fi
 (cd "$root" && cargo build -q -p enclos-attestation-service)
+# Evidence of an enclave that runs, on an emulated machine of its own; as of the time at which the service judges.
+(cd "$root" && ENCLOS_STATE="$work/state" ENCLOS_PLATFORM=emulated cargo run -q --release -- --quiet run examples/attested \
+    -- --output "$work/emulated" --time 2025-06-27T23:29:34Z)
 cp "$here/sdk.mjs" "$work/sdk.mjs"
 exec "$work/venv/bin/python" "$here/sdk.py" "$target/debug/enclos-attestation-service" "$quotes" "$work"

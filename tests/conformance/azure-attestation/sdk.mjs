@@ -64,6 +64,14 @@ const tests = {
     equal(body.runTimeClaims, JSON.parse(runtime.toString()));
     equal(body.issuer, settings.open);
   },
+  async "a token for a running enclave, its emulated root being named"() {
+    const [quote, statement] = [settings.emulated, settings.statement].map((hex) => Buffer.from(hex, "hex"));
+    const { body, token } = await client().attestSgxEnclave(quote, { runTimeJson: statement });
+    equal(token.getTokenProblems(await client().getAttestationSigners()), []);
+    equal(body.mrEnclave, quote.subarray(48 + 64, 48 + 96).toString("hex"));
+    equal(body.runTimeClaims, JSON.parse(statement.toString()));
+    await fails("InvalidParameter", client().attestSgxEnclave(quote, { runTimeJson: Buffer.from('{"roll":7}') }));
+  },
   async "draft policy gives an unsecured token"() {
     const { token } = await client().attestOpenEnclave(report, { draftPolicyForAttestation: settings.permit });
     equal(token.algorithm, "none");

@@ -608,7 +608,56 @@ jwks = "jwks.json"
         process = start()
 
 
+EMULATED = os.path.join(WORK, "emulated")
+
+
+def made(name):
+    with open(os.path.join(EMULATED, name), "rb") as file:
+        return file.read()
+
+
+# SHA-256 of the public key of the emulated root, as policies name it.
+emulated_root = hashlib.sha256(
+    x509.load_pem_x509_certificate(made("root.pem"))
+    .public_key()
+    .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+).hexdigest()
+
+
+CONFIG = os.path.join(folder, "service.toml")
+with open(CONFIG) as text:
+    PLAIN = text.read()
+
+
+def restart_with(text):
+    global process
+    process.terminate()
+    process.wait(15)
+    write(CONFIG, text)
+    process = start()
+
+
+@test
+def evidence_of_an_emulated_platform_is_refused_by_default():
+    shutil.copy(os.path.join(EMULATED, "collateral.json"), os.path.join(folder, "collateral", "emulated.json"))
+    restart_with(PLAIN)
+    fails("InvalidParameter", lambda: client().attest_sgx_enclave(made("quote.bin"), runtime_json=made("statement.json")))
+
+
+@test
+def a_running_enclave_gets_a_token_where_its_emulated_root_is_named():
+    evidence, statement = made("quote.bin"), made("statement.json")
+    restart_with(f'emulated_roots = ["{emulated_root}"]\n' + PLAIN)
+    result, token = client().attest_sgx_enclave(evidence, runtime_json=statement)
+    check_sgx(result, token, None, evidence)
+    equal(result.runtime_claims, json.loads(statement))
+    assert 1 <= result.runtime_claims["roll"] <= 6
+    another = json.dumps(dict(json.loads(statement), roll=7)).encode()
+    fails("InvalidParameter", lambda: client().attest_sgx_enclave(evidence, runtime_json=another))
+
+
 settings = {
+    "emulated": made("quote.bin").hex(), "statement": made("statement.json").hex(),
     "open": OPEN, "isolated": ISOLATED, "report": report.hex(), "runtime": runtime.hex(),
     "signer": [pem(signer_key), cert_pem(signer)], "other": [pem(other_key), cert_pem(other)],
     "stranger": [pem(stranger_key), cert_pem(stranger)], "ec": [pem(ec_key), cert_pem(ec_cert)],

@@ -24,12 +24,15 @@
 //!   host services are the host's to drop, change or invent.
 //! - What [`unseal`] returns was sealed by an enclave that the policy admits, on this machine. It may be old: a host
 //!   can bring back any blob sealed before.
+//! - [`attest`] returns a quote of this enclave's own REPORT. Whether its signature is worth anything, only a relying
+//!   party can tell.
 //! - [`is_emulated_alleged`] is for display. Only a relying party can tell, by a quote.
 //!
 //! # Unsafe code
 //! All of it is in the module `runtime` (the calls of the runtime's table and copies from and to untrusted memory) and
 //! in the module `switchless` (the shared ring).
 
+mod attest;
 mod host;
 mod identity;
 mod runtime;
@@ -37,6 +40,7 @@ mod seal;
 mod serve;
 mod switchless;
 
+pub use self::attest::{AttestError, Evidence, attest};
 pub use self::host::{HostTransport, host};
 pub use self::identity::{Identity, identity, report};
 #[cfg(feature = "log")]

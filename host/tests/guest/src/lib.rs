@@ -37,6 +37,7 @@ pub trait Guest {
     fn unseal(&self, associated: &[u8], data: &[u8]) -> Result<Vec<u8>, String>;
     fn identity(&self) -> ([u8; 32], [u8; 32], u16, u16);
     fn random(&self) -> [u8; 32];
+    fn attest(&self, report_data: &[u8; 64]) -> Result<Vec<u8>, String>;
     fn is_emulated_alleged(&self) -> bool;
     /// Leaves another rounding mode in MXCSR and the x87 control word.
     fn round_otherwise(&self);

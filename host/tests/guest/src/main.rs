@@ -135,6 +135,10 @@ impl Guest for Program {
         bytes
     }
 
+    fn attest(&self, report_data: &[u8; 64]) -> Result<Vec<u8>, String> {
+        enclos_enclave::attest(report_data).map(|e| e.into_quote()).map_err(|e| e.to_string())
+    }
+
     fn is_emulated_alleged(&self) -> bool {
         enclos_enclave::is_emulated_alleged().unwrap()
     }
