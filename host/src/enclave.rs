@@ -15,8 +15,10 @@ use enclos_platform::{EnterFunction, Initialized, Kind, Platform, PlatformError,
 use crate::call::EnclaveTransport;
 use crate::clock::Clock;
 use crate::entry::{self, Entry, Evict, Leaf, Left, Registers};
+use crate::hostcall::HostCall;
 use crate::load::{self, ImageSource, LoadError};
 use crate::memory::{Mapping, UntrustedMemory};
+use crate::sockets::{Bell, Sockets};
 use crate::threads::{Event, IndexSet, futex_wake};
 
 /// Which platform to run on.
@@ -124,6 +126,8 @@ pub enum StartError {
     },
 }
 
+/// Sees the requests that were served, and says what the enclave is told.
+pub(crate) type Inspector = Box<dyn Fn(&mut HostCall<'_>) -> i64 + Send + Sync>;
 type LogSink = Box<dyn Fn(LogLevel, &str) + Send + Sync>;
 
 /// Says how an enclave is to be started.
@@ -144,6 +148,7 @@ pub(crate) struct Io {
     pub(crate) stdout: Mutex<Box<dyn Write + Send>>,
     pub(crate) stderr: Mutex<Box<dyn Write + Send>>,
     pub(crate) log: LogSink,
+    pub(crate) inspector: Option<Inspector>,
 }
 
 impl Builder {
@@ -231,6 +236,15 @@ impl Builder {
         self
     }
 
+    /// Shows every request of the enclave after it was served, typed services excepted; what the function returns is
+    /// what the enclave is told. This is all that an untrusted host sees and can say, so it is how to find out what
+    /// leaves an enclave, and what becomes of it when its host lies.
+    #[must_use]
+    pub fn inspect_host_calls(mut self, f: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'static) -> Self {
+        self.io.inspector = Some(Box::new(f));
+        self
+    }
+
     /// Loads the image and starts its program, on a thread of its own.
     ///
     /// # Errors
@@ -283,6 +297,7 @@ impl Builder {
             end: OnceLock::new(),
             end_seen: (Mutex::new(()), Condvar::new()),
             services: self.services,
+            sockets: Sockets::default(),
             memory: UntrustedMemory::new(frames, self.limits.untrusted_memory),
             clock,
             io: self.io,
@@ -341,6 +356,7 @@ impl Enclave {
                 stdout: Mutex::new(Box::new(std::io::stdout())),
                 stderr: Mutex::new(Box::new(std::io::stderr())),
                 log: Box::new(|level, text| eprintln!("[enclave] {level:?}: {text}")),
+                inspector: None,
             },
         }
     }
@@ -452,6 +468,7 @@ pub(crate) struct Shared {
     end: OnceLock<End>,
     end_seen: (Mutex<()>, Condvar),
     pub(crate) services: Router,
+    pub(crate) sockets: Sockets,
     pub(crate) memory: UntrustedMemory,
     pub(crate) clock: Clock,
     pub(crate) io: Io,
@@ -471,6 +488,8 @@ pub(crate) struct Slot {
     host_calls: AtomicU64,
     /// 1: the next WAIT of this thread returns at once.
     pub(crate) wake: AtomicU32,
+    /// Ends a POLL of this thread.
+    pub(crate) poll_wake: Bell,
     /// A service's reply that did not fit.
     pub(crate) stash: UnsafeCell<Vec<u8>>,
     /// The range of untrusted memory that the last service call used.
@@ -490,6 +509,7 @@ impl Slot {
             inside: AtomicI32::new(0),
             host_calls: AtomicU64::new(0),
             wake: AtomicU32::new(0),
+            poll_wake: Bell::default(),
             stash: UnsafeCell::default(),
             service_range: Cell::default(),
         }
@@ -734,6 +754,7 @@ impl Shared {
         for slot in &self.slots {
             slot.wake.store(1, Ordering::SeqCst);
             futex_wake(&slot.wake, i32::MAX);
+            slot.poll_wake.ring();
         }
         self.parking.notify_all();
         drop(self.end_seen.0.lock().unwrap_or_else(PoisonError::into_inner));

@@ -12,7 +12,10 @@ use support::{Captured, build, builder, image, run_outside};
 fn same_inside_and_outside(source: &str) {
     let program = build(source);
     let outside = run_outside(&program);
-    let image = image(&program, "threads = 8\nheap = \"64 MiB\"");
+    let image = image(
+        &program,
+        "threads = 8\nheap = \"64 MiB\"\n[network]\nlisten = [\"127.0.0.1:0\"]\nconnect = [\"127.0.0.1:*\"]",
+    );
     for trapping in [false, true] {
         let (out, err) = (Captured::default(), Captured::default());
         let mut start = builder(&image).stdout(out.clone()).stderr(err.clone());
@@ -35,4 +38,9 @@ fn rust_std() {
 #[test]
 fn c_with_threads() {
     same_inside_and_outside("classic.c");
+}
+
+#[test]
+fn c_with_sockets() {
+    same_inside_and_outside("network.c");
 }

@@ -29,6 +29,24 @@ impl Errno {
     pub const NOSYS: Self = Self(38);
     pub const TIMEDOUT: Self = Self(110);
     pub const IO: Self = Self(5);
+    pub const ACCES: Self = Self(13);
+    pub const EXIST: Self = Self(17);
+    pub const NOTDIR: Self = Self(20);
+    pub const ISDIR: Self = Self(21);
+    pub const MFILE: Self = Self(24);
+    pub const FBIG: Self = Self(27);
+    pub const NOSPC: Self = Self(28);
+    pub const PIPE: Self = Self(32);
+    pub const NAMETOOLONG: Self = Self(36);
+    pub const NOTEMPTY: Self = Self(39);
+    pub const NOTSOCK: Self = Self(88);
+    pub const DESTADDRREQ: Self = Self(89);
+    pub const NOPROTOOPT: Self = Self(92);
+    pub const PROTONOSUPPORT: Self = Self(93);
+    pub const OPNOTSUPP: Self = Self(95);
+    pub const AFNOSUPPORT: Self = Self(97);
+    pub const NOTCONN: Self = Self(107);
+    pub const INPROGRESS: Self = Self(115);
 }
 
 /// Highest Linux error number.

@@ -3,10 +3,15 @@
 //! Three kinds: answered inside; passed to the host where the manifest allows it, with every result checked; refused
 //! with ENOSYS and counted by number, so that `enclos inspect --runtime` can tell what a program missed.
 
+pub mod channel;
+pub mod descriptors;
+pub mod event;
 pub mod files;
 pub mod futex;
 pub mod identity;
 pub mod memory;
+pub mod poll;
+pub mod socket;
 pub mod threads;
 pub mod time;
 
@@ -49,7 +54,7 @@ pub fn report(me: &mut Thread) {
     if !IS_REPORT_WANTED.swap(false, Ordering::Relaxed) {
         return;
     }
-    let mut text = Line { bytes: [0; 2048], len: 0 };
+    let mut text = Line::new();
     let named = [
         ("direct", counter::DIRECT_CALLS),
         ("trapped", counter::TRAPPED_CALLS),
@@ -68,15 +73,27 @@ pub fn report(me: &mut Thread) {
         }
     }
     let _ = written;
-    crate::host::Frame::of(me).put(0, &text.bytes[..text.len]);
     const DEBUG: u64 = 4;
-    crate::host::call_keeping(me, hostcall::LOG, DEBUG, text.len as u64, 0);
+    text.log(me, DEBUG);
 }
 
 /// Text of a bounded length.
-struct Line {
+pub struct Line {
     bytes: [u8; 2048],
     len: usize,
+}
+
+impl Line {
+    /// Empty.
+    pub const fn new() -> Self {
+        Self { bytes: [0; 2048], len: 0 }
+    }
+
+    /// Gives it to the host as a log record.
+    pub fn log(&self, me: &mut Thread, level: u64) {
+        crate::host::Frame::of(me).put(0, &self.bytes[..self.len]);
+        crate::host::call_keeping(me, hostcall::LOG, level, self.len as u64, 0);
+    }
 }
 
 impl core::fmt::Write for Line {
@@ -98,17 +115,17 @@ pub unsafe extern "C" fn linux(r: &mut Registers) -> i64 {
 }
 
 fn dispatch(r: &Registers) -> Outcome {
-    let [a, b, c, d, e] = [r.rdi, r.rsi, r.rdx, r.r10, r.r8];
+    let [a, b, c, d, e, f] = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
     let me = Thread::current();
     // Numbers: Linux arch/x86/entry/syscalls/syscall_64.tbl.
     match r.rax {
         0 => files::read(me, a, b, c),
         1 => files::write(me, a, b, c),
         2 | 85 => Err(Errno::NOENT), // open, creat
-        3 => files::close(a),
+        3 => descriptors::close(a),
         4 | 6 => Err(Errno::NOENT), // stat, lstat
         5 => files::fstat(a, b),
-        7 => files::poll(me, a, b, i64::from(c as i32)),
+        7 => poll::poll(me, a, b, poll::milliseconds(c)),
         8 => files::seek(a),
         9 => memory::mmap(a, b, c, d, e),
         10 => memory::mprotect(a, b),
@@ -116,24 +133,44 @@ fn dispatch(r: &Registers) -> Outcome {
         12 => Ok(crate::memory::set_break(a)),
         13 => threads::sigaction(a, c),
         14 => threads::sigprocmask(c, d),
-        16 => files::ioctl(a),
+        16 => descriptors::ioctl(me, a, b, c),
+        19 => files::readv(me, a, b, c),
         20 => files::writev(me, a, b, c),
         21 => Err(Errno::NOENT), // access
+        22 => descriptors::pipe(a, 0),
+        23 => poll::select(me, a, [b, c, d], time::optional_timeval(e)?),
         24 => threads::yield_now(me),
         25 => crate::memory::remap(a, b, c, d & 1 != 0),
         26 => Ok(0), // msync
         28 => memory::madvise(a, b, c),
+        32 => descriptors::dup(a),
+        33 => descriptors::dup_to(a, b, 0, true),
         35 => time::nanosleep(me, a, b),
         39 => Ok(1), // getpid
+        41 => socket::socket(me, a, b, c),
+        42 => socket::connect(me, a, b, c),
+        43 => socket::accept(me, a, b, c, 0),
+        44 => socket::sendto(me, a, b, c, d, e, f),
+        45 => socket::recvfrom(me, a, b, c, d, e, f),
+        46 => socket::sendmsg(me, a, b, c),
+        47 => socket::recvmsg(me, a, b, c),
+        48 => socket::shutdown(me, a, b),
+        49 => socket::bind(me, a, b, c),
+        50 => socket::listen(me, a, b),
+        51 => socket::get_name(me, a, b, c, false),
+        52 => socket::get_name(me, a, b, c, true),
+        53 => socket::socketpair(a, b, c, d),
+        54 => socket::set_option(me, a, b, c, d, e),
+        55 => socket::get_option(me, a, b, c, d, e),
         56 => crate::thread::clone(r),
         60 => crate::thread::end(me),
         62 => threads::kill(me, r, a, b),
         63 => identity::uname(a),
-        72 => files::fcntl(a, b),
+        72 => descriptors::fcntl(a, b, c),
         79 => identity::getcwd(a, b),
         89 | 267 => Err(Errno::NOENT), // readlink, readlinkat
         96 => time::gettimeofday(me, a),
-        97 => identity::getrlimit(b),
+        97 => identity::getrlimit(a, b),
         98 => identity::getrusage(me, b),
         99 => identity::sysinfo(me, a),
         102 | 104 | 107 | 108 => Ok(0), // getuid, getgid, geteuid, getegid
@@ -144,9 +181,10 @@ fn dispatch(r: &Registers) -> Outcome {
         186 => Ok(u64::from(me.tid)), // gettid
         200 => threads::kill(me, r, a, b),
         201 => time::time(me, a),
-        202 => futex::futex(me, a, b as u32, c as u32, d, e, r.r9 as u32),
+        202 => futex::futex(me, a, b as u32, c as u32, d, e, f as u32),
         203 => Ok(0), // sched_setaffinity
         204 => identity::sched_getaffinity(b, c),
+        213 => poll::epoll_create(me, 0),
         218 => {
             me.clear_tid = a;
             Ok(u64::from(me.tid))
@@ -155,17 +193,32 @@ fn dispatch(r: &Registers) -> Outcome {
         229 => time::clock_getres(a, b),
         230 => time::clock_nanosleep(me, a, b, c, d),
         231 => threads::exit_group(me, a),
+        232 | 281 => poll::epoll_wait(me, a, b, c, poll::milliseconds(d)),
+        233 => poll::epoll_ctl(me, a, b, c, d),
         234 => threads::kill(me, r, a, c), // tgkill
         257 | 437 => Err(Errno::NOENT),    // openat, openat2
         262 => files::newfstatat(a, b, c),
         269 | 439 => Err(Errno::NOENT), // faccessat, faccessat2
-        271 => files::ppoll(me, a, b, c),
+        270 => poll::select(me, a, [b, c, d], poll::optional_timespec(e)?),
+        271 => poll::poll(me, a, b, poll::optional_timespec(c)?),
         273 => Ok(0), // set_robust_list
-        302 => identity::prlimit(c, d),
+        283 => event::timerfd_create(a, b),
+        284 => event::eventfd(a, 0),
+        286 => event::timerfd_settime(me, a, b, c, d),
+        287 => event::timerfd_gettime(me, a, b),
+        288 => socket::accept(me, a, b, c, d),
+        290 => event::eventfd(a, b),
+        291 => poll::epoll_create(me, a),
+        292 => descriptors::dup_to(a, b, c as u32, false),
+        293 => descriptors::pipe(a, b),
+        302 => identity::prlimit(b, c, d),
+        307 => socket::sendmmsg(me, a, b, c, d),
         309 => identity::getcpu(a, b),
         318 => identity::getrandom(a, b),
         324 => Ok(0), // membarrier: all threads see all stores
         332 => files::statx(a, b, e),
+        436 => descriptors::close_range(a, b, c),
+        441 => poll::epoll_wait(me, a, b, c, poll::optional_timespec(d)?),
         number => refuse(number),
     }
 }
