@@ -155,30 +155,25 @@ impl Timer {
         if self.state.lock().pending(self.now(now)) != 0 { events::IN } else { 0 }
     }
 
-    /// Expirations since it was set.
+    /// Grows with every expiration that is an edge: as in Linux, the first after the timer was set or read.
     pub fn ticks(&self, now: Now) -> u64 {
         let alarm = *self.state.lock();
-        alarm.read + alarm.pending(self.now(now))
+        alarm.read + alarm.pending(self.now(now)).min(1)
     }
 
-    /// Nanoseconds until the next expiration that nobody knows of.
+    /// Nanoseconds until it becomes ready, if it is not.
     pub fn due(&self, now: Now) -> Option<u64> {
-        let (alarm, now) = (*self.state.lock(), self.now(now));
-        let passed = alarm.pending(now);
-        match alarm.at {
-            0 => None,
-            at if passed == 0 => Some(at - now),
-            _ if alarm.interval == 0 => None,
-            at => Some(at.saturating_add(passed.saturating_mul(alarm.interval)).saturating_sub(now).max(1)),
-        }
+        self.state.lock().at.checked_sub(self.now(now)).filter(|left| *left != 0)
     }
 
     /// Writes a `struct itimerspec`: interval, and what is left.
     fn write_setting(&self, now: Now, to: u64) -> Outcome {
         const NS: u64 = 1_000_000_000;
         let to = own::<[u64; 4]>(to)?;
-        let interval = self.state.lock().interval;
-        let left = self.due(now).unwrap_or(0);
+        let alarm = *self.state.lock();
+        let (interval, at) = (alarm.interval, self.now(now));
+        let next = alarm.at.saturating_add(alarm.pending(at).saturating_mul(interval));
+        let left = if alarm.at == 0 { 0 } else { next.saturating_sub(at) };
         // SAFETY: checked to be the program's.
         unsafe { to.write([interval / NS, interval % NS, left / NS, left % NS]) };
         Ok(0)
