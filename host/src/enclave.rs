@@ -333,6 +333,22 @@ impl std::fmt::Debug for Builder {
     }
 }
 
+/// How often threads crossed an enclave's boundary, all of them together.
+///
+/// Asynchronous exits for interrupts of the host are not seen: after them the CPU resumes by itself (in the vDSO).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// ENCLU\[EENTER\]: calls, answers to requests, looks at exceptions.
+    pub eenter: u64,
+    /// ENCLU\[ERESUME\] after an exception that was handled inside.
+    pub eresume: u64,
+    /// Asynchronous exits for exceptions.
+    pub exceptions: u64,
+    /// Requests to the host.
+    pub host_calls: u64,
+}
+
 /// A started enclave. Dropping it ends it at once, as the end of a process would: [`Enclave::shutdown`] lets its
 /// program finish. Clients may outlive it; their calls then fail.
 #[derive(Debug)]
@@ -425,6 +441,19 @@ impl Enclave {
         self.shared.slots.iter().map(|s| s.host_calls.load(Ordering::Relaxed)).sum()
     }
 
+    /// How often threads crossed the boundary so far, as the host sees it.
+    pub fn statistics(&self) -> Statistics {
+        let sum = |f: fn(&Slot) -> &AtomicU64| {
+            self.shared.slots.iter().map(|s| f(s).load(Ordering::Relaxed)).sum()
+        };
+        Statistics {
+            eenter: sum(|s| &s.entries),
+            eresume: sum(|s| &s.resumptions),
+            exceptions: sum(|s| &s.exceptions),
+            host_calls: self.host_calls(),
+        }
+    }
+
     /// The enclave as the platform has it.
     pub fn initialized(&self) -> &Arc<dyn Initialized> {
         &self.shared.enclave
@@ -486,6 +515,9 @@ pub(crate) struct Slot {
     /// The OS thread that is in this slot, or 0.
     inside: AtomicI32,
     host_calls: AtomicU64,
+    entries: AtomicU64,
+    resumptions: AtomicU64,
+    exceptions: AtomicU64,
     /// 1: the next WAIT of this thread returns at once.
     pub(crate) wake: AtomicU32,
     /// Ends a POLL of this thread.
@@ -508,6 +540,9 @@ impl Slot {
             run: UnsafeCell::new(Run::new(tcs)),
             inside: AtomicI32::new(0),
             host_calls: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+            resumptions: AtomicU64::new(0),
+            exceptions: AtomicU64::new(0),
             wake: AtomicU32::new(0),
             poll_wake: Bell::default(),
             stash: UnsafeCell::default(),
@@ -518,8 +553,13 @@ impl Slot {
     /// Only the slot's owner counts, so no locked instruction is needed.
     #[inline]
     pub(crate) fn count_host_call(&self) {
-        self.host_calls.store(self.host_calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        add_one(&self.host_calls);
     }
+}
+
+#[inline]
+fn add_one(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 /// What became of an entry.
@@ -670,6 +710,7 @@ impl Shared {
             if self.ended.load(Ordering::Acquire) {
                 return Outcome::Ended;
             }
+            add_one(if leaf == Leaf::Enter { &slot.entries } else { &slot.resumptions });
             // SAFETY: the slot is the caller's, the enclave lives as long as `self`, and the thread is prepared.
             let left = unsafe { entry::enter(&entry, leaf, registers, slot.run.get()) };
             leaf = Leaf::Enter;
@@ -677,6 +718,7 @@ impl Shared {
                 Left::Exit => exceptions = 0,
                 other => match self.left_otherwise(other, &mut exceptions) {
                     None => {
+                        add_one(&slot.exceptions);
                         *registers = Registers { rdi: op::EXCEPTION, ..Registers::default() };
                         continue;
                     }

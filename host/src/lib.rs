@@ -37,7 +37,7 @@ mod switchless;
 mod threads;
 
 pub use self::call::EnclaveTransport;
-pub use self::enclave::{Builder, Enclave, Limits, LogLevel, PlatformChoice, StartError};
+pub use self::enclave::{Builder, Enclave, Limits, LogLevel, PlatformChoice, StartError, Statistics};
 pub use self::entry::interrupt_signal;
 pub use self::hostcall::HostCall;
 pub use self::load::{ImageSource, LoadError};

@@ -79,6 +79,7 @@ pub fn is_inside(at: u64, len: u64) -> bool {
 /// A host call by a Linux call: vector registers survive. The result is the host's word.
 pub fn call_keeping(me: &mut Thread, number: u64, a: u64, b: u64, c: u64) -> i64 {
     crate::calls::count(enclos::abi::counter::HOST_CALLS);
+    me.requests = me.requests.wrapping_add(1);
     me.set_state(state::HOST_CALL, false);
     // SAFETY: the state is set; the only entry that gets in is RETURN.
     let answer = unsafe { entry::enclos_switch_keeping(exit::HOST_CALL, number, a, b, c) };

@@ -18,7 +18,7 @@ pub mod time;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use enclos::abi::{REPORT_MAGIC, counter, hostcall};
+use enclos::abi::{LINUX_MAGIC, REPORT_MAGIC, counter, hostcall};
 
 use crate::entry::Registers;
 use crate::host::Errno;
@@ -42,6 +42,11 @@ pub fn counter(index: usize) -> u64 {
 }
 
 static IS_REPORT_WANTED: AtomicBool = AtomicBool::new(false);
+
+/// Calls by number, while a report is wanted: how many in all, and how many needed the host.
+static BY_NUMBER: [[AtomicU64; 2]; LINUX_CALLS] = [const { [const { AtomicU64::new(0) }; 2] }; LINUX_CALLS];
+/// Numbers that are told apart; the last stands for all beyond.
+const LINUX_CALLS: usize = 512;
 
 /// The host wants to know at the end which calls were made and refused ([`enclos::abi::REPORT_VARIABLE`]). The caller
 /// has checked that the manifest lets output out.
@@ -74,6 +79,16 @@ pub fn report(me: &mut Thread) {
     }
     let _ = written;
     const DEBUG: u64 = 4;
+    text.log(me, DEBUG);
+    let mut text = Line::new();
+    let mut written = text.write_str(LINUX_MAGIC);
+    for (number, [made, passed]) in BY_NUMBER.iter().enumerate() {
+        let (made, passed) = (made.load(Ordering::Relaxed), passed.load(Ordering::Relaxed));
+        if made != 0 {
+            written = written.and_then(|()| write!(text, " {number}={made}/{passed}"));
+        }
+    }
+    let _ = written;
     text.log(me, DEBUG);
 }
 
@@ -108,10 +123,22 @@ impl core::fmt::Write for Line {
 /// From `enclos_syscall`: the result for RAX.
 pub unsafe extern "C" fn linux(r: &mut Registers) -> i64 {
     count(counter::DIRECT_CALLS);
-    match dispatch(r) {
+    let outcome = if IS_REPORT_WANTED.load(Ordering::Relaxed) { count_by_number(r) } else { dispatch(r) };
+    match outcome {
         Ok(value) => value as i64,
         Err(Errno(code)) => -i64::from(code),
     }
+}
+
+fn count_by_number(r: &Registers) -> Outcome {
+    let [made, passed] = &BY_NUMBER[(r.rax as usize).min(LINUX_CALLS - 1)];
+    made.fetch_add(1, Ordering::Relaxed);
+    let before = Thread::current().requests;
+    let outcome = dispatch(r);
+    if Thread::current().requests != before {
+        passed.fetch_add(1, Ordering::Relaxed);
+    }
+    outcome
 }
 
 fn dispatch(r: &Registers) -> Outcome {
