@@ -44,3 +44,17 @@ fn c_with_threads() {
 fn c_with_sockets() {
     same_inside_and_outside("network.c");
 }
+
+#[test]
+fn rust_with_files() {
+    same_inside_and_outside("files.rs");
+}
+
+#[test]
+fn a_full_file_system_is_an_error() {
+    let image = image(&build("full.rs"), "heap = \"16 MiB\"");
+    let out = Captured::default();
+    let enclave = builder(&image).stdout(out.clone()).start().unwrap();
+    assert_eq!(enclave.wait(), Ok(0), "{}", out.text());
+    assert_eq!(out.text(), "no storage space\n65536 bytes again\n");
+}

@@ -151,6 +151,7 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     let stack = base + image.heap;
     // SAFETY: pages of the image that nothing else uses.
     unsafe { memory::initialise(stack + stack_size, image.heap_size - stack_size) };
+    crate::calls::tree::initialise();
     crate::calls::descriptors::initialise();
     let table = crate::table::publish(
         image.enclave_size,

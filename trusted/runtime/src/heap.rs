@@ -22,6 +22,12 @@ pub fn has_room() -> bool {
     memory::totals().1 > RESERVE
 }
 
+/// Is there memory for what a call needs while it lasts? More than for what stays, so that a file can be deleted when
+/// there is no room for another.
+pub fn has_room_for_call() -> bool {
+    memory::totals().1 > RESERVE / 4
+}
+
 struct Lists([usize; SIZES]);
 
 static LISTS: SpinLock<Lists> = SpinLock::new(Lists([0; SIZES]));

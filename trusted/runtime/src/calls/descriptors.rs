@@ -10,8 +10,9 @@ use enclos::abi::hostcall;
 use super::channel::{Channel, End};
 use super::event::{Counter, Timer};
 use super::poll::Epoll;
-use super::socket::Socket;
 use super::Outcome;
+use super::socket::Socket;
+use super::tree::{Node, Path};
 use crate::clock::{self, Clock};
 use crate::host::{self, Errno};
 use crate::lock::SpinLock;
@@ -22,7 +23,7 @@ pub const NONBLOCK: u32 = 0o4000;
 /// O_CLOEXEC and its likes. There is no exec; the flag is kept for those who ask.
 pub const CLOEXEC: u32 = 0o200_0000;
 /// What F_SETFL may change: O_APPEND, O_NONBLOCK.
-const CHANGEABLE: u32 = 0o2000 | NONBLOCK;
+pub const CHANGEABLE: u32 = 0o2000 | NONBLOCK;
 /// Descriptors a program may have.
 pub const MOST: usize = 1 << 16;
 
@@ -59,6 +60,17 @@ pub enum Kind {
     Timer(Timer),
     /// epoll_create(2).
     Epoll(Epoll),
+    /// Something of the file system.
+    File(Open),
+}
+
+/// An open file, directory or device.
+pub struct Open {
+    pub node: Arc<Node>,
+    /// The path it was opened by: what paths relative to it start from.
+    pub path: Path,
+    /// Where the next read or write is; of a directory, how many entries were read.
+    pub offset: SpinLock<u64>,
 }
 
 /// Both clocks at one moment, for timers.
@@ -104,6 +116,8 @@ impl Object {
             Kind::Channel(end) => end.level(),
             Kind::Counter(c) => c.level(),
             Kind::Timer(t) => t.level(now),
+            // Files never wait.
+            Kind::File(_) => events::IN | events::OUT,
             Kind::Socket(_) | Kind::Epoll(_) => 0,
         }
     }
@@ -131,7 +145,7 @@ impl Object {
             Kind::Channel(end) => end.watches(),
             Kind::Counter(c) => [Some(&c.watch), None],
             Kind::Timer(t) => [Some(&t.watch), None],
-            Kind::Standard(_) | Kind::Socket(_) | Kind::Epoll(_) => [None, None],
+            Kind::Standard(_) | Kind::Socket(_) | Kind::Epoll(_) | Kind::File(_) => [None, None],
         }
     }
 }

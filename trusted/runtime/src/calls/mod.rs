@@ -14,6 +14,7 @@ pub mod poll;
 pub mod socket;
 pub mod threads;
 pub mod time;
+pub mod tree;
 
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -141,6 +142,9 @@ fn count_by_number(r: &Registers) -> Outcome {
     outcome
 }
 
+/// AT_FDCWD: paths start at the working directory, which is the root.
+const HERE: u64 = -100_i64 as u64;
+
 fn dispatch(r: &Registers) -> Outcome {
     let [a, b, c, d, e, f] = [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9];
     let me = Thread::current();
@@ -148,22 +152,24 @@ fn dispatch(r: &Registers) -> Outcome {
     match r.rax {
         0 => files::read(me, a, b, c),
         1 => files::write(me, a, b, c),
-        2 | 85 => Err(Errno::NOENT), // open, creat
+        2 => files::open(me, HERE, a, b, c),
         3 => descriptors::close(a),
-        4 | 6 => Err(Errno::NOENT), // stat, lstat
+        4 | 6 => files::newfstatat(HERE, a, b), // stat, lstat
         5 => files::fstat(a, b),
         7 => poll::poll(me, a, b, poll::milliseconds(c)),
-        8 => files::seek(a),
-        9 => memory::mmap(a, b, c, d, e),
+        8 => files::seek(a, b, c),
+        9 => memory::mmap([a, b, c, d, e, f]),
         10 => memory::mprotect(a, b),
         11 => crate::memory::unmap(a, b).map(|()| 0),
         12 => Ok(crate::memory::set_break(a)),
         13 => threads::sigaction(a, c),
         14 => threads::sigprocmask(c, d),
         16 => descriptors::ioctl(me, a, b, c),
+        17 => files::pread(a, b, c, d),
+        18 => files::pwrite(me, a, b, c, d),
         19 => files::readv(me, a, b, c),
         20 => files::writev(me, a, b, c),
-        21 => Err(Errno::NOENT), // access
+        21 => files::access(HERE, a),
         22 => descriptors::pipe(a, 0),
         23 => poll::select(me, a, [b, c, d], time::optional_timeval(e)?),
         24 => threads::yield_now(me),
@@ -194,8 +200,17 @@ fn dispatch(r: &Registers) -> Outcome {
         62 => threads::kill(me, r, a, b),
         63 => identity::uname(a),
         72 => descriptors::fcntl(a, b, c),
+        73..=75 | 91 | 93 => files::nothing_to_do(a), // flock, fsync, fdatasync, fchmod, fchown
+        77 => files::ftruncate(me, a, b),
         79 => identity::getcwd(a, b),
-        89 | 267 => Err(Errno::NOENT), // readlink, readlinkat
+        82 => files::rename([HERE, a], [HERE, b], 0),
+        83 => files::mkdir(me, HERE, a, b),
+        84 => files::unlink(HERE, a, 0x200), // rmdir
+        85 => files::open(me, HERE, a, 0o1101, b), // creat
+        87 => files::unlink(HERE, a, 0),
+        89 => files::readlink(HERE, a, b, c),
+        90 => files::access(HERE, a), // chmod: nobody is refused anything
+        95 => Ok(0o022), // umask
         96 => time::gettimeofday(me, a),
         97 => identity::getrlimit(a, b),
         98 => identity::getrusage(me, b),
@@ -212,6 +227,7 @@ fn dispatch(r: &Registers) -> Outcome {
         203 => Ok(0), // sched_setaffinity
         204 => identity::sched_getaffinity(b, c),
         213 => poll::epoll_create(me, 0),
+        217 => files::getdents(a, b, c),
         218 => {
             me.clear_tid = a;
             Ok(u64::from(me.tid))
@@ -223,9 +239,13 @@ fn dispatch(r: &Registers) -> Outcome {
         232 | 281 => poll::epoll_wait(me, a, b, c, poll::milliseconds(d)),
         233 => poll::epoll_ctl(me, a, b, c, d),
         234 => threads::kill(me, r, a, c), // tgkill
-        257 | 437 => Err(Errno::NOENT),    // openat, openat2
+        257 => files::open(me, a, b, c, d),
+        258 => files::mkdir(me, a, b, c),
         262 => files::newfstatat(a, b, c),
-        269 | 439 => Err(Errno::NOENT), // faccessat, faccessat2
+        263 => files::unlink(a, b, c),
+        264 => files::rename([a, b], [c, d], 0),
+        267 => files::readlink(a, b, c, d),
+        268 | 269 | 439 => files::access(a, b), // fchmodat, faccessat, faccessat2
         270 => poll::select(me, a, [b, c, d], poll::optional_timespec(e)?),
         271 => poll::poll(me, a, b, poll::optional_timespec(c)?),
         273 => Ok(0), // set_robust_list
@@ -244,6 +264,7 @@ fn dispatch(r: &Registers) -> Outcome {
         318 => identity::getrandom(a, b),
         324 => Ok(0), // membarrier: all threads see all stores
         332 => files::statx(a, b, e),
+        316 => files::rename([a, b], [c, d], e),
         436 => descriptors::close_range(a, b, c),
         441 => poll::epoll_wait(me, a, b, c, poll::optional_timespec(d)?),
         number => refuse(number),

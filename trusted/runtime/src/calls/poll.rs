@@ -97,7 +97,7 @@ pub fn epoll_ctl(me: &mut Thread, fd: u64, operation: u64, target: u64, event: u
     match &object.kind {
         // Instances within instances, and what is always ready.
         Kind::Epoll(_) => return Err(Errno::INVAL),
-        Kind::Standard(_) => return Err(Errno::PERM),
+        Kind::Standard(_) | Kind::File(_) => return Err(Errno::PERM),
         _ => {}
     }
     let (events, data) = match operation {
