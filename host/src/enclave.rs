@@ -240,7 +240,10 @@ impl Builder {
     /// what the enclave is told. This is all that an untrusted host sees and can say, so it is how to find out what
     /// leaves an enclave, and what becomes of it when its host lies.
     #[must_use]
-    pub fn inspect_host_calls(mut self, f: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'static) -> Self {
+    pub fn inspect_host_calls(
+        mut self,
+        f: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'static,
+    ) -> Self {
         self.io.inspector = Some(Box::new(f));
         self
     }
@@ -443,9 +446,8 @@ impl Enclave {
 
     /// How often threads crossed the boundary so far, as the host sees it.
     pub fn statistics(&self) -> Statistics {
-        let sum = |f: fn(&Slot) -> &AtomicU64| {
-            self.shared.slots.iter().map(|s| f(s).load(Ordering::Relaxed)).sum()
-        };
+        let sum =
+            |f: fn(&Slot) -> &AtomicU64| self.shared.slots.iter().map(|s| f(s).load(Ordering::Relaxed)).sum();
         Statistics {
             eenter: sum(|s| &s.entries),
             eresume: sum(|s| &s.resumptions),

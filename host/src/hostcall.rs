@@ -49,7 +49,13 @@ impl Shared {
                         // SAFETY: the frame is this thread's until it is entered again.
                         let frame =
                             unsafe { std::slice::from_raw_parts_mut(frame, abi::FRAME_SIZE as usize) };
-                        inspector(&mut HostCall { thread: index, number, arguments: [a, b, c], frame, result })
+                        inspector(&mut HostCall {
+                            thread: index,
+                            number,
+                            arguments: [a, b, c],
+                            frame,
+                            result,
+                        })
                     }
                 }
             }

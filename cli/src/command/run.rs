@@ -141,7 +141,9 @@ fn say_statistics(enclave: &Enclave, mut calls: Vec<LinuxCall>, ui: Ui) {
         ),
     );
     if calls.is_empty() {
-        ui.warn("the runtime told no Linux calls: it does when the program exits, and only with stdio = true");
+        ui.warn(
+            "the runtime told no Linux calls: it does when the program exits, and only with stdio = true",
+        );
     }
     calls.sort_by_key(|(number, made, passed)| (std::cmp::Reverse((*passed, *made)), *number));
     for (number, made, passed) in calls {

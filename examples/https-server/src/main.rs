@@ -87,7 +87,9 @@ async fn serve(address: &str) -> Result<(), Error> {
         tokio::spawn(async move {
             // Small answers must not wait for acknowledgements.
             let _ = stream.set_nodelay(true);
-            let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else { return };
+            let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await else {
+                return;
+            };
             let service = service_fn(|request| answer(request, done.clone()));
             // A client that goes away in the middle is its own affair.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -97,10 +99,7 @@ async fn serve(address: &str) -> Result<(), Error> {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    done: Arc<Notify>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(request: Request<Incoming>, done: Arc<Notify>) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let (status, body) = match *request.method() {
         Method::GET => (StatusCode::OK, format!("Hello from {path}\n").into()),

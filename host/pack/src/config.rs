@@ -220,12 +220,8 @@ impl Config {
             listen: &listen,
             connect: &connect,
         };
-        let text = self.name.0.len()
-            + env.len()
-            + fixed_env.len()
-            + services.len()
-            + listen.len()
-            + connect.len();
+        let text =
+            self.name.0.len() + env.len() + fixed_env.len() + services.len() + listen.len() + connect.len();
         let mut buffer = vec![0; text + 256];
         let used = manifest.encode(&mut buffer)?.len();
         buffer.truncate(used);

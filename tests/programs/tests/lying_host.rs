@@ -18,8 +18,7 @@ fn guest() -> &'static (Image, String) {
     GUEST.get_or_init(|| {
         let program = build("network.c");
         let outside = String::from_utf8(run_outside(&program).stdout).unwrap();
-        let config =
-            "threads = 8\n[network]\nlisten = [\"127.0.0.1:0\"]\nconnect = [\"127.0.0.1:*\"]";
+        let config = "threads = 8\n[network]\nlisten = [\"127.0.0.1:0\"]\nconnect = [\"127.0.0.1:*\"]";
         (image(&program, config), outside)
     })
 }

@@ -7,10 +7,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use enclos::abi::hostcall;
 
+use super::Outcome;
 use super::channel::{Channel, End};
 use super::event::{Counter, Timer};
 use super::poll::Epoll;
-use super::Outcome;
 use super::socket::Socket;
 use super::tree::{Node, Path};
 use crate::clock::{self, Clock};

@@ -203,7 +203,8 @@ impl Timer {
             let until = self.due(now).map(|ns| now.monotonic.saturating_add(ns));
             let mut looked = false;
             // Woken when it is set anew; else when it is due.
-            let again = wait_for(me, &self.watch, until, |_| core::mem::replace(&mut looked, true).then_some(()));
+            let again =
+                wait_for(me, &self.watch, until, |_| core::mem::replace(&mut looked, true).then_some(()));
             if !matches!(again, Ok(()) | Err(Errno::AGAIN)) {
                 again?;
             }

@@ -205,12 +205,12 @@ fn dispatch(r: &Registers) -> Outcome {
         79 => identity::getcwd(a, b),
         82 => files::rename([HERE, a], [HERE, b], 0),
         83 => files::mkdir(me, HERE, a, b),
-        84 => files::unlink(HERE, a, 0x200), // rmdir
+        84 => files::unlink(HERE, a, 0x200),       // rmdir
         85 => files::open(me, HERE, a, 0o1101, b), // creat
         87 => files::unlink(HERE, a, 0),
         89 => files::readlink(HERE, a, b, c),
         90 => files::access(HERE, a), // chmod: nobody is refused anything
-        95 => Ok(0o022), // umask
+        95 => Ok(0o022),              // umask
         96 => time::gettimeofday(me, a),
         97 => identity::getrlimit(a, b),
         98 => identity::getrusage(me, b),

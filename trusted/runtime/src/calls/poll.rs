@@ -227,7 +227,10 @@ impl Interests {
                 let edge = object.edge(now);
                 let level = object.level(now) & (interest.events & EVENTS | events::ALWAYS);
                 kept.push(object);
-                if level == 0 || !interest.is_armed || (interest.events & EDGE != 0 && interest.seen == Some(edge)) {
+                if level == 0
+                    || !interest.is_armed
+                    || (interest.events & EDGE != 0 && interest.seen == Some(edge))
+                {
                     return None;
                 }
                 interest.seen = Some(edge);
@@ -447,7 +450,9 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
         }
         if answer.is_ok() && sockets != 0 {
             let mut at = 0;
-            for item in items.iter_mut().filter(|i| i.object.as_ref().is_some_and(|o| o.host_handle().is_some())) {
+            for item in
+                items.iter_mut().filter(|i| i.object.as_ref().is_some_and(|o| o.host_handle().is_some()))
+            {
                 let mut raw = [0; size_of::<Polled>()];
                 Frame::of(me).get(at, &mut raw);
                 at += size_of::<Polled>() as u64;
@@ -530,8 +535,7 @@ pub fn poll(me: &mut Thread, descriptors: u64, count: u64, limit: Option<u64>) -
 /// select(2) and pselect6(2): the three sets, each of `count` bits.
 pub fn select(me: &mut Thread, count: u64, sets: [u64; 3], limit: Option<u64>) -> Outcome {
     const WANTED: [u32; 3] = [events::IN, events::OUT, 2];
-    const FOUND: [u32; 3] =
-        [events::IN | events::HUP | events::ERR, events::OUT | events::ERR, 2];
+    const FOUND: [u32; 3] = [events::IN | events::HUP | events::ERR, events::OUT | events::ERR, 2];
     let count = count as u32 as usize;
     if count > descriptors::MOST {
         return Err(Errno::INVAL);
@@ -541,8 +545,11 @@ pub fn select(me: &mut Thread, count: u64, sets: [u64; 3], limit: Option<u64>) -
     for set in sets {
         super::own_bytes(set, if set == 0 { 0 } else { 8 * words as u64 })?;
     }
-    // SAFETY: checked to be the program's.
-    let word = |set: u64, i: usize| if set == 0 { 0 } else { unsafe { (set as *const u64).add(i).read_unaligned() } };
+    let word = |set: u64, i: usize| match set {
+        0 => 0,
+        // SAFETY: checked to be the program's.
+        set => unsafe { (set as *const u64).add(i).read_unaligned() },
+    };
     let mut items = Vec::new();
     let mut fds = Vec::new();
     for fd in 0..count {

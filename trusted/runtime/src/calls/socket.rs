@@ -79,8 +79,7 @@ pub fn socket(me: &mut Thread, domain: u64, kind: u64, protocol: u64) -> Outcome
         _ => return Err(Errno::AFNOSUPPORT),
     }
     descriptors::room()?;
-    let answer =
-        host::call_keeping(me, hostcall::SOCKET, domain << 32 | u64::from(kind), protocol, 0);
+    let answer = host::call_keeping(me, hostcall::SOCKET, domain << 32 | u64::from(kind), protocol, 0);
     let handle = host::checked(answer, MAX_HANDLE)? as u32;
     let socket = Socket::new(handle, domain as u16, kind, protocol as u32);
     descriptors::open(Kind::Socket(socket), flags & (NONBLOCK | CLOEXEC))
@@ -223,7 +222,10 @@ pub fn set_option(me: &mut Thread, fd: u64, level: u64, name: u64, at: u64, len:
         }
         // SAFETY: checked to be the program's.
         Frame::of(me).put(0, unsafe { core::slice::from_raw_parts(from, len as usize) });
-        host::checked(host::call_keeping(me, hostcall::SET_OPTION, socket.handle(), level << 32 | name, len), 0)
+        host::checked(
+            host::call_keeping(me, hostcall::SET_OPTION, socket.handle(), level << 32 | name, len),
+            0,
+        )
     })
 }
 
@@ -276,8 +278,7 @@ pub fn get_option(me: &mut Thread, fd: u64, level: u64, name: u64, at: u64, len_
         value[8..].copy_from_slice(&(ns % 1_000_000_000 / 1000).to_le_bytes());
         return give(&value);
     }
-    let answer =
-        host::call_keeping(me, hostcall::GET_OPTION, socket.handle(), level << 32 | name, capacity);
+    let answer = host::call_keeping(me, hostcall::GET_OPTION, socket.handle(), level << 32 | name, capacity);
     let len = host::checked(answer, capacity)? as usize;
     let mut value = [0; MAX_ADDRESS as usize];
     Frame::of(me).get(0, &mut value[..len]);
@@ -292,7 +293,15 @@ pub fn sendto(me: &mut Thread, fd: u64, from: u64, len: u64, flags: u64, to: u64
 }
 
 /// recvfrom(2), recv(2).
-pub fn recvfrom(me: &mut Thread, fd: u64, to: u64, len: u64, flags: u64, from: u64, from_len: u64) -> Outcome {
+pub fn recvfrom(
+    me: &mut Thread,
+    fd: u64,
+    to: u64,
+    len: u64,
+    flags: u64,
+    from: u64,
+    from_len: u64,
+) -> Outcome {
     let object = descriptors::get(fd)?;
     let (n, address, _) = receive(me, &object, &[(to, len)], flags)?;
     address.give(from, from_len)?;
