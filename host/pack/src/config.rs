@@ -284,7 +284,11 @@ impl Value {
 pub struct Address(String);
 
 impl Address {
-    fn new(text: &str) -> Result<Self, String> {
+    /// Checks a rule.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn new(text: &str) -> Result<Self, String> {
         enclos::network::Rule::parse(text).map_err(|e| format!("{text:?} is not an address: {e}"))?;
         Ok(Self(text.to_owned()))
     }

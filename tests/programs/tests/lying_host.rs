@@ -54,7 +54,9 @@ fn run(number: u64, lie: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'stat
 fn says_io_error(number: u64, lie: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'static) {
     let (status, out, told) = run(number, lie);
     assert!(told > 0, "request {number} was never made");
-    assert!(status == 1 && out.contains("Input/output error"), "request {number}: status {status}\n{out}");
+    // A connection that was not accepted is closed, and the guest's other thread may be the first to say so.
+    let says = number == hostcall::ACCEPT || out.contains("Input/output error");
+    assert!(status == 1 && says, "request {number}: status {status}\n{out}");
 }
 
 fn has_no_effect(number: u64, lie: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'static) {

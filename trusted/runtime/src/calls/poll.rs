@@ -444,6 +444,8 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
             o.watches().into_iter().flatten().for_each(|w| w.delist(me));
         });
         match answer {
+            // What is ready inside must not hide what is at the host.
+            Err(Errno::INTR) if ready && !crate::ended() => continue,
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) if !ready => return Err(e),
             Err(_) => {}
