@@ -17,8 +17,10 @@ use crate::aesm::Aesm;
 use crate::call::EnclaveTransport;
 use crate::clock::Clock;
 use crate::entry::{self, Entry, Evict, Leaf, Left, Registers};
+use crate::hostcall::HostCall;
 use crate::load::{self, ImageSource, LoadError};
 use crate::memory::{Mapping, UntrustedMemory};
+use crate::sockets::{Bell, Sockets};
 use crate::threads::{Event, IndexSet, futex_wake};
 
 /// Which platform to run on.
@@ -126,6 +128,8 @@ pub enum StartError {
     },
 }
 
+/// Sees the requests that were served, and says what the enclave is told.
+pub(crate) type Inspector = Box<dyn Fn(&mut HostCall<'_>) -> i64 + Send + Sync>;
 type LogSink = Box<dyn Fn(LogLevel, &str) + Send + Sync>;
 
 /// Says how an enclave is to be started.
@@ -146,6 +150,7 @@ pub(crate) struct Io {
     pub(crate) stdout: Mutex<Box<dyn Write + Send>>,
     pub(crate) stderr: Mutex<Box<dyn Write + Send>>,
     pub(crate) log: LogSink,
+    pub(crate) inspector: Option<Inspector>,
 }
 
 impl Builder {
@@ -234,6 +239,18 @@ impl Builder {
         self
     }
 
+    /// Shows every request of the enclave after it was served, typed services excepted; what the function returns is
+    /// what the enclave is told. This is all that an untrusted host sees and can say, so it is how to find out what
+    /// leaves an enclave, and what becomes of it when its host lies.
+    #[must_use]
+    pub fn inspect_host_calls(
+        mut self,
+        f: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'static,
+    ) -> Self {
+        self.io.inspector = Some(Box::new(f));
+        self
+    }
+
     /// Loads the image and starts its program, on a thread of its own.
     ///
     /// # Errors
@@ -290,6 +307,7 @@ impl Builder {
             end: OnceLock::new(),
             end_seen: (Mutex::new(()), Condvar::new()),
             services,
+            sockets: Sockets::default(),
             memory: UntrustedMemory::new(frames, self.limits.untrusted_memory),
             clock,
             io: self.io,
@@ -325,6 +343,22 @@ impl std::fmt::Debug for Builder {
     }
 }
 
+/// How often threads crossed an enclave's boundary, all of them together.
+///
+/// Asynchronous exits for interrupts of the host are not seen: after them the CPU resumes by itself (in the vDSO).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// ENCLU\[EENTER\]: calls, answers to requests, looks at exceptions.
+    pub eenter: u64,
+    /// ENCLU\[ERESUME\] after an exception that was handled inside.
+    pub eresume: u64,
+    /// Asynchronous exits for exceptions.
+    pub exceptions: u64,
+    /// Requests to the host.
+    pub host_calls: u64,
+}
+
 /// A started enclave. Dropping it ends it at once, as the end of a process would: [`Enclave::shutdown`] lets its
 /// program finish. Clients may outlive it; their calls then fail.
 #[derive(Debug)]
@@ -348,6 +382,7 @@ impl Enclave {
                 stdout: Mutex::new(Box::new(std::io::stdout())),
                 stderr: Mutex::new(Box::new(std::io::stderr())),
                 log: Box::new(|level, text| eprintln!("[enclave] {level:?}: {text}")),
+                inspector: None,
             },
         }
     }
@@ -416,6 +451,18 @@ impl Enclave {
         self.shared.slots.iter().map(|s| s.host_calls.load(Ordering::Relaxed)).sum()
     }
 
+    /// How often threads crossed the boundary so far, as the host sees it.
+    pub fn statistics(&self) -> Statistics {
+        let sum =
+            |f: fn(&Slot) -> &AtomicU64| self.shared.slots.iter().map(|s| f(s).load(Ordering::Relaxed)).sum();
+        Statistics {
+            eenter: sum(|s| &s.entries),
+            eresume: sum(|s| &s.resumptions),
+            exceptions: sum(|s| &s.exceptions),
+            host_calls: self.host_calls(),
+        }
+    }
+
     /// The enclave as the platform has it.
     pub fn initialized(&self) -> &Arc<dyn Initialized> {
         &self.shared.enclave
@@ -459,6 +506,7 @@ pub(crate) struct Shared {
     end: OnceLock<End>,
     end_seen: (Mutex<()>, Condvar),
     pub(crate) services: Router,
+    pub(crate) sockets: Sockets,
     pub(crate) memory: UntrustedMemory,
     pub(crate) clock: Clock,
     pub(crate) io: Io,
@@ -476,8 +524,13 @@ pub(crate) struct Slot {
     /// The OS thread that is in this slot, or 0.
     inside: AtomicI32,
     host_calls: AtomicU64,
+    entries: AtomicU64,
+    resumptions: AtomicU64,
+    exceptions: AtomicU64,
     /// 1: the next WAIT of this thread returns at once.
     pub(crate) wake: AtomicU32,
+    /// Ends a POLL of this thread.
+    pub(crate) poll_wake: Bell,
     /// A service's reply that did not fit.
     pub(crate) stash: UnsafeCell<Vec<u8>>,
     /// The range of untrusted memory that the last service call used.
@@ -496,7 +549,11 @@ impl Slot {
             run: UnsafeCell::new(Run::new(tcs)),
             inside: AtomicI32::new(0),
             host_calls: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+            resumptions: AtomicU64::new(0),
+            exceptions: AtomicU64::new(0),
             wake: AtomicU32::new(0),
+            poll_wake: Bell::default(),
             stash: UnsafeCell::default(),
             service_range: Cell::default(),
         }
@@ -505,8 +562,13 @@ impl Slot {
     /// Only the slot's owner counts, so no locked instruction is needed.
     #[inline]
     pub(crate) fn count_host_call(&self) {
-        self.host_calls.store(self.host_calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        add_one(&self.host_calls);
     }
+}
+
+#[inline]
+fn add_one(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 /// What became of an entry.
@@ -657,6 +719,7 @@ impl Shared {
             if self.ended.load(Ordering::Acquire) {
                 return Outcome::Ended;
             }
+            add_one(if leaf == Leaf::Enter { &slot.entries } else { &slot.resumptions });
             // SAFETY: the slot is the caller's, the enclave lives as long as `self`, and the thread is prepared.
             let left = unsafe { entry::enter(&entry, leaf, registers, slot.run.get()) };
             leaf = Leaf::Enter;
@@ -664,6 +727,7 @@ impl Shared {
                 Left::Exit => exceptions = 0,
                 other => match self.left_otherwise(other, &mut exceptions) {
                     None => {
+                        add_one(&slot.exceptions);
                         *registers = Registers { rdi: op::EXCEPTION, ..Registers::default() };
                         continue;
                     }
@@ -741,6 +805,7 @@ impl Shared {
         for slot in &self.slots {
             slot.wake.store(1, Ordering::SeqCst);
             futex_wake(&slot.wake, i32::MAX);
+            slot.poll_wake.ring();
         }
         self.parking.notify_all();
         drop(self.end_seen.0.lock().unwrap_or_else(PoisonError::into_inner));

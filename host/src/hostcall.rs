@@ -16,6 +16,21 @@ use crate::entry;
 use crate::memory::{copy, holds};
 use crate::threads::{Wake, futex_wait, futex_wake};
 
+/// A request of the enclave that was served, as [`crate::Builder::inspect_host_calls`] shows it.
+#[derive(Debug)]
+pub struct HostCall<'a> {
+    /// Index of the thread.
+    pub thread: usize,
+    /// What was asked: see [`enclos::abi::hostcall`].
+    pub number: u64,
+    /// Its arguments a, b and c.
+    pub arguments: [u64; 3],
+    /// The thread's frame: data of request and answer.
+    pub frame: &'a mut [u8],
+    /// The answer.
+    pub result: i64,
+}
+
 impl Shared {
     /// Serves one request; the result is >= 0 or a negated Linux error number.
     #[inline]
@@ -25,11 +40,29 @@ impl Shared {
         match number {
             hostcall::NOP => 0,
             hostcall::SERVICE => result(self.serve(index, slot, a, b, c)),
-            _ => self.other_host_call(slot, number, a, b),
+            _ => {
+                let result = self.other_host_call(slot, number, a, b, c);
+                match &self.io.inspector {
+                    None => result,
+                    Some(inspector) => {
+                        let frame = slot.frame as *mut u8;
+                        // SAFETY: the frame is this thread's until it is entered again.
+                        let frame =
+                            unsafe { std::slice::from_raw_parts_mut(frame, abi::FRAME_SIZE as usize) };
+                        inspector(&mut HostCall {
+                            thread: index,
+                            number,
+                            arguments: [a, b, c],
+                            frame,
+                            result,
+                        })
+                    }
+                }
+            }
         }
     }
 
-    fn other_host_call(&self, slot: &Slot, number: u64, a: u64, b: u64) -> i64 {
+    fn other_host_call(&self, slot: &Slot, number: u64, a: u64, b: u64, c: u64) -> i64 {
         result(match number {
             hostcall::WRITE => self.write(slot, a, b),
             hostcall::READ => self.read(slot, a, b),
@@ -62,6 +95,7 @@ impl Shared {
             hostcall::ALLOC => self.memory.allocate(a),
             hostcall::FREE => self.memory.free(a).map(|()| 0),
             hostcall::LOG => self.log(slot, a, b),
+            hostcall::SOCKET..=hostcall::POLL => self.network(slot, number, a, b, c),
             _ => Err(libc::ENOSYS),
         })
     }
@@ -174,10 +208,12 @@ impl Shared {
     }
 
     fn wake(&self, thread: u64) -> Result<u64, i32> {
-        let word = &self.slot_of(thread)?.wake;
+        let slot = self.slot_of(thread)?;
+        let word = &slot.wake;
         if word.swap(1, Ordering::SeqCst) == 0 {
             futex_wake(word, 1);
         }
+        slot.poll_wake.ring();
         Ok(0)
     }
 

@@ -34,12 +34,14 @@ mod entry;
 mod hostcall;
 mod load;
 mod memory;
+mod sockets;
 mod switchless;
 mod threads;
 
 pub use self::call::EnclaveTransport;
-pub use self::enclave::{Builder, Enclave, Limits, LogLevel, PlatformChoice, StartError};
+pub use self::enclave::{Builder, Enclave, Limits, LogLevel, PlatformChoice, StartError, Statistics};
 pub use self::entry::interrupt_signal;
+pub use self::hostcall::HostCall;
 pub use self::load::{ImageSource, LoadError};
 pub use self::switchless::SwitchlessEnclave;
 pub use enclos::contract::{CallError, ConnectError, End, Failure, Party};

@@ -15,7 +15,7 @@
 //! anyone touches it, and what is read is copied once and only then looked at.
 
 /// Version of everything in this module; the host checks it against the image's before the first entry.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Page size of EPC pages (SDM vol. 3D, 34.5).
 pub const PAGE_SIZE: u64 = 4096;
@@ -136,6 +136,53 @@ pub mod hostcall {
     pub const FREE: u64 = 12;
     /// A log record: a = level (1 error … 5 trace), frame = UTF-8 of b bytes. Result 0.
     pub const LOG: u64 = 13;
+
+    // Sockets. The host names each by a *handle*, a number below 2^31 that means something to the host only. They
+    // never block: where Linux would wait, the answer is -EAGAIN, and POLL or EPOLL_WAIT tell when to try again.
+    // Socket addresses are `struct sockaddr`s as Linux has them, at `super::ADDRESS_AT` of the frame after a
+    // `super::AddressHeader`; data stands at its start, up to `super::MAX_DATA` bytes.
+
+    /// socket(domain = a >> 32, type = a, protocol = b). Result: handle.
+    pub const SOCKET: u64 = 14;
+    /// bind(handle a, address of b bytes at the address's place). Result 0.
+    pub const BIND: u64 = 15;
+    /// listen(handle a, backlog b). Result 0.
+    pub const LISTEN: u64 = 16;
+    /// accept(handle a); the peer's address goes to its place. Result: handle.
+    pub const ACCEPT: u64 = 17;
+    /// connect(handle a, address of b bytes at its place). Result 0, -EINPROGRESS.
+    pub const CONNECT: u64 = 18;
+    /// send(handle a, b bytes of data, flags = low half of c), to the address of c >> 32 bytes where that is not 0.
+    /// Result: bytes sent.
+    pub const SEND: u64 = 19;
+    /// recv(handle a, capacity b, flags = c); sender's address and flags of the message go to their place.
+    /// Result: bytes received; with MSG_TRUNC the length of the datagram.
+    pub const RECV: u64 = 20;
+    /// shutdown(handle a, how = b). Result 0.
+    pub const SHUTDOWN: u64 = 21;
+    /// getsockname (b = 0) or getpeername (b = 1) of handle a. Result 0.
+    pub const GET_NAME: u64 = 22;
+    /// setsockopt(handle a, level = b >> 32, name = b, value of c bytes at the start of the frame). Result 0.
+    pub const SET_OPTION: u64 = 23;
+    /// getsockopt(handle a, level = b >> 32, name = b, capacity c), value at the start of the frame. Result: length.
+    pub const GET_OPTION: u64 = 24;
+    /// FIONREAD of handle a. Result: bytes that can be read.
+    pub const AVAILABLE: u64 = 25;
+    /// Closes handle a, of whatever kind. Result 0.
+    pub const CLOSE: u64 = 26;
+    /// An epoll instance. Result: handle.
+    pub const EPOLL_CREATE: u64 = 27;
+    /// epoll_ctl(handle a, operation = b >> 32, handle = b, events = c); the frame starts with the [index](super::Ready)
+    /// under which events are reported. Result 0.
+    pub const EPOLL_CTL: u64 = 28;
+    /// epoll_wait(handle a, at most b events, c nanoseconds; u64::MAX: no limit). The frame receives
+    /// [`Ready`](super::Ready)s. Result: how many; 0 also after an [`EPOLL_WAKE`].
+    pub const EPOLL_WAIT: u64 = 29;
+    /// Lets the EPOLL_WAIT on handle a return, or the next one. Result 0.
+    pub const EPOLL_WAKE: u64 = 30;
+    /// poll: the frame holds a [`Polled`](super::Polled)s; b nanoseconds at most (u64::MAX: no limit). A WAKE of the
+    /// thread ends it as well. Result: how many are ready.
+    pub const POLL: u64 = 31;
 }
 
 /// [`RuntimeTable::next_call`] has a call to deliver.
@@ -148,6 +195,55 @@ pub const MAX_NESTING: u32 = 8;
 
 /// Size of a thread's untrusted frame in bytes.
 pub const FRAME_SIZE: u64 = 64 * 1024;
+
+/// Where in a frame socket addresses stand, after an [`AddressHeader`].
+pub const ADDRESS_AT: u64 = FRAME_SIZE - 256;
+
+/// Most bytes of data that one call on a socket carries.
+pub const MAX_DATA: u64 = ADDRESS_AT;
+
+/// Size of the largest socket address: `struct sockaddr_storage`.
+pub const MAX_ADDRESS: u64 = 128;
+
+/// Most events that one [`hostcall::EPOLL_WAIT`] reports.
+pub const MAX_READY: u64 = 1024;
+
+/// Most sockets that one [`hostcall::POLL`] looks at.
+pub const MAX_POLLED: u64 = FRAME_SIZE / size_of::<Polled>() as u64;
+
+/// What stands before a socket address in a frame; the address follows at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AddressHeader {
+    /// Length of the address in bytes; 0: there is none.
+    pub len: u32,
+    /// `msg_flags` of a received message.
+    pub flags: u32,
+}
+
+/// An event of an epoll instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Ready {
+    /// The number that the enclave gave the registration. Never the program's data: that does not leave the enclave.
+    pub index: u64,
+    /// `EPOLLIN` and so on.
+    pub events: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// One socket of a [`hostcall::POLL`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Polled {
+    /// Its handle.
+    pub handle: u32,
+    /// Events asked for.
+    pub events: u16,
+    /// Events that are there.
+    pub found: u16,
+}
 
 /// Largest request or reply of one call in bytes; larger ones are refused before anything is copied.
 pub const MAX_MESSAGE: u64 = 256 << 20;
@@ -321,6 +417,10 @@ pub struct RuntimeTable {
 /// as a [log record](hostcall::LOG), only where the manifest permits standard output.
 pub const REPORT_VARIABLE: &str = "ENCLOS_REPORT_CALLS";
 
+/// First word of a second record: which Linux calls were made, as `number=all/passed`: how often in all, and how often
+/// at least one request to the host was needed.
+pub const LINUX_MAGIC: &str = "ENCLOS-LINUX";
+
 /// First word of that record. `name=value` pairs follow: `direct`, `trapped`, `cpuid`, `refused`, then the numbers of
 /// the Linux calls that were refused, each with how often.
 pub const REPORT_MAGIC: &str = "ENCLOS-CALLS";
@@ -339,6 +439,8 @@ pub mod counter {
     pub const CPUIDS: usize = 4;
     /// Calls delivered to parked threads.
     pub const CALLS: usize = 5;
+    /// Addresses that the program asked for and the manifest does not permit.
+    pub const REFUSED_ADDRESSES: usize = 6;
     /// Here begin 512 values: how often the Linux call of that number was refused.
     pub const REFUSED_BY_NUMBER: usize = 8;
     /// Number of values.

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the encoding; first field of a manifest.
-pub const MANIFEST_VERSION: u32 = 1;
+pub const MANIFEST_VERSION: u32 = 2;
 
 /// The manifest as it stands in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,10 @@ pub struct Manifest<'a> {
     pub debug: bool,
     /// Uses SGX2 dynamic memory?
     pub dynamic_memory: bool,
+    /// Addresses that may be listened on: [rules](crate::network::Rule), newline-separated.
+    pub listen: &'a str,
+    /// Addresses that may be connected to or sent to: likewise.
+    pub connect: &'a str,
 }
 
 impl<'a> Manifest<'a> {

@@ -277,6 +277,8 @@ fn say(path: &Path, i: &Inspection) {
     row("output", format_args!("see standard output and error: {}", may(m.stdio)));
     row("environment", list(&m.env));
     row("services", list(&m.services));
+    row("may listen on", list(&m.listen));
+    row("may connect to", list(&m.connect));
     if !m.fixed_env.is_empty() {
         row("fixed", format_args!("{} {DIM}(measured environment){DIM:#}", m.fixed_env.join(", ")));
     }

@@ -3,8 +3,9 @@
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use enclos::abi::{LINUX_MAGIC, REPORT_MAGIC, REPORT_VARIABLE};
 use enclos::quoting::QuotingServer;
 use enclos_host::aesm::SOCKET_VARIABLE;
 use enclos_host::{Enclave, PlatformChoice, StartError};
@@ -21,6 +22,7 @@ Examples:
   enclos run                          the project in this folder
   enclos run examples/vault -- list   arguments after -- go to the program
   enclos run --platform hardware      only on SGX hardware, or an error
+  enclos run --stats                  say at the end what entered and left, and which Linux calls were made
 
 A project with a host crate (`host/`) runs that program, with ENCLOS_IMAGE naming the image and ENCLOS_PLATFORM the
 platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.";
@@ -37,6 +39,10 @@ pub(crate) struct Args {
     /// auto, hardware or emulated
     #[arg(long, env = "ENCLOS_PLATFORM", default_value = "auto")]
     platform: PlatformChoice,
+    /// Of a project without a host program: say at the end how often threads entered and left, and how many Linux calls
+    /// were answered inside or needed the host
+    #[arg(long)]
+    stats: bool,
     /// Arguments of the program
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -54,6 +60,9 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     }
     let aesm = aesm(&project, platform)?;
     match project.host() {
+        Some(_) if args.stats => Err(Error::Usage(
+            "--stats is for projects without a host program; a host program asks Enclave::statistics() itself".into(),
+        )),
         Some(manifest) => run_host(&manifest, &built, platform, aesm.as_ref(), args, ui),
         None => run_inside(&built, platform, aesm.as_ref(), args, ui),
     }
@@ -112,6 +121,8 @@ fn run_inside(
     ui: Ui,
 ) -> Outcome {
     ui.status("running", built.path.display());
+    let linux = Arc::new(Mutex::new(Vec::new()));
+    let seen = linux.clone();
     let mut builder = Enclave::builder(built.path.as_path())
         .platform(platform)
         .args(args.arguments.iter().map(String::as_str))
@@ -120,9 +131,55 @@ fn run_inside(
     if let Some(aesm) = aesm {
         builder = builder.service(QuotingServer::new(aesm.client()));
     }
+    if args.stats {
+        builder = builder.env(REPORT_VARIABLE, "1").log(move |level, text| match parse_linux_calls(text) {
+            Some(calls) => *seen.lock().unwrap_or_else(PoisonError::into_inner) = calls,
+            None if text.starts_with(REPORT_MAGIC) => {}
+            None => eprintln!("[enclave] {level:?}: {text}"),
+        });
+    }
     let enclave = builder.start()?;
-    let status = enclave.wait().map_err(Error::End)?;
-    Ok(ExitCode::from(status as u8))
+    let status = enclave.wait().map_err(Error::End);
+    if args.stats {
+        let calls = std::mem::take(&mut *linux.lock().unwrap_or_else(PoisonError::into_inner));
+        say_statistics(&enclave, calls, ui);
+    }
+    Ok(ExitCode::from(status? as u8))
+}
+
+/// Number of a Linux call, how often it was made, and how often it needed the host.
+type LinuxCall = (u64, u64, u64);
+
+/// Reads the runtime's record (`enclos::abi::LINUX_MAGIC`).
+fn parse_linux_calls(text: &str) -> Option<Vec<LinuxCall>> {
+    let call = |word: &str| {
+        let (number, counts) = word.split_once('=')?;
+        let (made, passed) = counts.split_once('/')?;
+        Some((number.parse().ok()?, made.parse().ok()?, passed.parse().ok()?))
+    };
+    text.strip_prefix(LINUX_MAGIC)?.split_ascii_whitespace().map(call).collect()
+}
+
+/// On standard error: standard output is the program's.
+fn say_statistics(enclave: &Enclave, mut calls: Vec<LinuxCall>, ui: Ui) {
+    let s = enclave.statistics();
+    ui.status(
+        "crossings",
+        format_args!(
+            "{} EENTER, {} ERESUME, {} exceptions; {} requests to the host",
+            s.eenter, s.eresume, s.exceptions, s.host_calls
+        ),
+    );
+    if calls.is_empty() {
+        ui.warn(
+            "the runtime told no Linux calls: it does when the program exits, and only with stdio = true",
+        );
+    }
+    calls.sort_by_key(|(number, made, passed)| (std::cmp::Reverse((*passed, *made)), *number));
+    for (number, made, passed) in calls {
+        let name = crate::linux_calls::name(number).map_or_else(|| format!("call {number}"), str::to_owned);
+        ui.status(&name, format_args!("{} inside, {passed} passed out", made.saturating_sub(passed)));
+    }
 }
 
 /// The status of a child as our own: as a shell does it, 128 and the number for a signal.
@@ -137,5 +194,18 @@ fn name_of(choice: PlatformChoice) -> &'static str {
         PlatformChoice::Auto => "auto",
         PlatformChoice::Hardware => "hardware",
         PlatformChoice::Emulated => "emulated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtimes_record_is_read() {
+        assert_eq!(parse_linux_calls("ENCLOS-LINUX 0=5/3 202=7/0"), Some(vec![(0, 5, 3), (202, 7, 0)]));
+        assert_eq!(parse_linux_calls("ENCLOS-LINUX"), Some(vec![]));
+        assert_eq!(parse_linux_calls("ENCLOS-LINUX 0=5"), None);
+        assert_eq!(parse_linux_calls("ENCLOS-CALLS direct=1"), None);
     }
 }

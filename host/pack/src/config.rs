@@ -18,13 +18,17 @@
 //! [fixed-env]                 # measured values; the host cannot override them
 //! RUST_BACKTRACE = "1"
 //!
+//! [network]                   # addresses the enclave may use; see `enclos::network` for how to write them
+//! listen = ["0.0.0.0:8443"]   # bind to exactly these; port 0 is a port of the host's choice
+//! connect = ["10.0.0.0/8:443"]
+//!
 //! [build]                     # read by `enclos build` only; not measured
 //! crate = "enclave"           # folder of the enclave's crate, from this file
 //! bin = "vault-enclave"       # which binary, when the crate has several
 //! features = []
 //! ```
-//! Every key but `name` has the default shown above, except `env`, `services`, `fixed-env` and `features`, which
-//! default to empty, and `crate`: `enclave` if that folder exists, else the folder of the file.
+//! Every key but `name` has the default shown above, except `env`, `services`, `fixed-env`, `network` and `features`,
+//! which default to empty, and `crate`: `enclave` if that folder exists, else the folder of the file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,9 +85,24 @@ pub struct Config {
     /// Variables with a measured value.
     #[serde(default)]
     pub fixed_env: BTreeMap<Variable, Value>,
+    /// Addresses that may be used.
+    #[serde(default)]
+    pub network: NetworkConfig,
     /// What `enclos build` needs to know.
     #[serde(default)]
     pub build: BuildConfig,
+}
+
+/// The `[network]` table: nothing is permitted that is not here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Addresses that may be listened on.
+    #[serde(default)]
+    pub listen: Vec<Address>,
+    /// Addresses that may be connected to or sent to.
+    #[serde(default)]
+    pub connect: Vec<Address>,
 }
 
 /// The `[build]` table.
@@ -132,6 +151,7 @@ impl Config {
             env: Vec::new(),
             services: Vec::new(),
             fixed_env: BTreeMap::new(),
+            network: NetworkConfig::default(),
             build: BuildConfig::default(),
         })
     }
@@ -179,6 +199,8 @@ impl Config {
         let env = list(self.env.iter().map(|v| v.0.clone()).collect());
         let fixed_env = list(self.fixed_env.iter().map(|(n, v)| format!("{}={}", n.0, v.0)).collect());
         let services = list(self.services.iter().map(|s| s.0.clone()).collect());
+        let rules = |rules: &[Address]| list(rules.iter().map(|a| a.0.clone()).collect());
+        let (listen, connect) = (rules(&self.network.listen), rules(&self.network.connect));
         let manifest = Manifest {
             version: MANIFEST_VERSION,
             name: &self.name.0,
@@ -195,8 +217,11 @@ impl Config {
             security_version: self.security_version,
             debug: self.debug,
             dynamic_memory: self.profile == Profile::Sgx2,
+            listen: &listen,
+            connect: &connect,
         };
-        let text = self.name.0.len() + env.len() + fixed_env.len() + services.len();
+        let text =
+            self.name.0.len() + env.len() + fixed_env.len() + services.len() + listen.len() + connect.len();
         let mut buffer = vec![0; text + 256];
         let used = manifest.encode(&mut buffer)?.len();
         buffer.truncate(used);
@@ -254,6 +279,21 @@ impl Value {
     }
 }
 
+/// An address or a set of addresses, as [`enclos::network::Rule`] reads them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address(String);
+
+impl Address {
+    /// Checks a rule.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn new(text: &str) -> Result<Self, String> {
+        enclos::network::Rule::parse(text).map_err(|e| format!("{text:?} is not an address: {e}"))?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
 macro_rules! deserialize_checked {
     ($($name:ident)*) => {$(
         impl<'de> Deserialize<'de> for $name {
@@ -263,7 +303,7 @@ macro_rules! deserialize_checked {
         }
     )*};
 }
-deserialize_checked!(Name Variable Value);
+deserialize_checked!(Name Variable Value Address);
 
 /// A number of threads, 1 to 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

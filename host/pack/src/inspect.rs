@@ -141,6 +141,10 @@ pub struct ManifestReport {
     pub services: Vec<String>,
     /// Does the heap grow on demand (SGX2)?
     pub dynamic_memory: bool,
+    /// Addresses that may be listened on.
+    pub listen: Vec<String>,
+    /// Addresses that may be connected to.
+    pub connect: Vec<String>,
 }
 
 /// A contract found in an application.
@@ -267,6 +271,8 @@ impl Inspection {
                 stdin: manifest.stdin,
                 services,
                 dynamic_memory: manifest.dynamic_memory,
+                listen: list(manifest.listen),
+                connect: list(manifest.connect),
             },
             sites: image.hints().sites.clone(),
             traps: traps(image),

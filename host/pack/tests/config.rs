@@ -48,6 +48,8 @@ fn errors_name_line_and_cure() {
         ("name = \"a\\nb\"", 1, 8, "no control characters"),
         ("name = 'a'\nenv = ['OK', 'A=B']", 2, 7, "cannot be the name of an environment variable"),
         ("name = 'a'\n[fixed-env]\nA = \"1\\n2\"", 3, 5, "spans lines"),
+        ("name = 'a'\n[network]\nlisten = ['localhost:80']", 3, 10, "names are not resolved"),
+        ("name = 'a'\n[network]\nconnect = ['127.0.0.1']", 3, 11, "colon and a port"),
         ("name = 'a'\nproduct-id = 70000", 2, 14, "expected u16"),
         ("name = 'a'\nprofile = 'tdx'", 2, 11, "unknown variant `tdx`"),
         ("name = 'a'\n[build]\ncrates = 'x'", 3, 1, "unknown field `crates`"),

@@ -12,7 +12,10 @@ use support::{Captured, build, builder, image, run_outside};
 fn same_inside_and_outside(source: &str) {
     let program = build(source);
     let outside = run_outside(&program);
-    let image = image(&program, "threads = 8\nheap = \"64 MiB\"");
+    let image = image(
+        &program,
+        "threads = 8\nheap = \"64 MiB\"\n[network]\nlisten = [\"127.0.0.1:0\"]\nconnect = [\"127.0.0.1:*\"]",
+    );
     for trapping in [false, true] {
         let (out, err) = (Captured::default(), Captured::default());
         let mut start = builder(&image).stdout(out.clone()).stderr(err.clone());
@@ -35,4 +38,23 @@ fn rust_std() {
 #[test]
 fn c_with_threads() {
     same_inside_and_outside("classic.c");
+}
+
+#[test]
+fn c_with_sockets() {
+    same_inside_and_outside("network.c");
+}
+
+#[test]
+fn rust_with_files() {
+    same_inside_and_outside("files.rs");
+}
+
+#[test]
+fn a_full_file_system_is_an_error() {
+    let image = image(&build("full.rs"), "heap = \"16 MiB\"");
+    let out = Captured::default();
+    let enclave = builder(&image).stdout(out.clone()).start().unwrap();
+    assert_eq!(enclave.wait(), Ok(0), "{}", out.text());
+    assert_eq!(out.text(), "no storage space\n65536 bytes again\n");
 }

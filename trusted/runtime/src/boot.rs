@@ -18,6 +18,8 @@ static TRAPS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static DEBUG: AtomicBool = AtomicBool::new(false);
 static STDIO: AtomicBool = AtomicBool::new(false);
 static STDIN: AtomicBool = AtomicBool::new(false);
+static LISTEN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static CONNECT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static CPUS: AtomicU64 = AtomicU64::new(1);
 
 /// Does the address lie in the application's image?
@@ -43,6 +45,30 @@ pub fn stdio_allowed() -> bool {
 /// May standard input come from the host?
 pub fn stdin_allowed() -> bool {
     STDIN.load(Ordering::Relaxed)
+}
+
+/// Rules for addresses the program may listen on.
+pub fn may_listen() -> &'static str {
+    rules(&LISTEN)
+}
+
+/// Rules for addresses the program may connect or send to.
+pub fn may_connect() -> &'static str {
+    rules(&CONNECT)
+}
+
+fn rules([at, len]: &[AtomicU64; 2]) -> &'static str {
+    let (at, len) = (at.load(Ordering::Relaxed), len.load(Ordering::Relaxed));
+    if len == 0 {
+        return "";
+    }
+    // SAFETY: text of the manifest, which is measured, read-only, and was checked to be UTF-8 when it was decoded.
+    unsafe { core::str::from_utf8_unchecked(core::slice::from_raw_parts(at as *const u8, len as usize)) }
+}
+
+fn remember_rules([at, len]: &[AtomicU64; 2], rules: &str) {
+    at.store(rules.as_ptr() as u64, Ordering::Relaxed);
+    len.store(rules.len() as u64, Ordering::Relaxed);
 }
 
 /// CPUs to report, at most as many as there are threads.
@@ -111,6 +137,8 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     DEBUG.store(manifest.debug, Ordering::Relaxed);
     STDIO.store(manifest.stdio, Ordering::Relaxed);
     STDIN.store(manifest.stdin, Ordering::Relaxed);
+    remember_rules(&LISTEN, manifest.listen);
+    remember_rules(&CONNECT, manifest.connect);
     CPUS.store(given.cpus.clamp(1, threads), Ordering::Relaxed);
     thread::initialise(base + image.thread_area, image.threads, given.frames);
     me.prepare();
@@ -123,6 +151,8 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     let stack = base + image.heap;
     // SAFETY: pages of the image that nothing else uses.
     unsafe { memory::initialise(stack + stack_size, image.heap_size - stack_size) };
+    crate::calls::tree::initialise();
+    crate::calls::descriptors::initialise();
     let table = crate::table::publish(
         image.enclave_size,
         base + image.manifest,

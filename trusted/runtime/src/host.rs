@@ -29,6 +29,24 @@ impl Errno {
     pub const NOSYS: Self = Self(38);
     pub const TIMEDOUT: Self = Self(110);
     pub const IO: Self = Self(5);
+    pub const ACCES: Self = Self(13);
+    pub const EXIST: Self = Self(17);
+    pub const NOTDIR: Self = Self(20);
+    pub const ISDIR: Self = Self(21);
+    pub const MFILE: Self = Self(24);
+    pub const FBIG: Self = Self(27);
+    pub const NOSPC: Self = Self(28);
+    pub const PIPE: Self = Self(32);
+    pub const NAMETOOLONG: Self = Self(36);
+    pub const NOTEMPTY: Self = Self(39);
+    pub const NOTSOCK: Self = Self(88);
+    pub const DESTADDRREQ: Self = Self(89);
+    pub const NOPROTOOPT: Self = Self(92);
+    pub const PROTONOSUPPORT: Self = Self(93);
+    pub const OPNOTSUPP: Self = Self(95);
+    pub const AFNOSUPPORT: Self = Self(97);
+    pub const NOTCONN: Self = Self(107);
+    pub const INPROGRESS: Self = Self(115);
 }
 
 /// Highest Linux error number.
@@ -61,6 +79,7 @@ pub fn is_inside(at: u64, len: u64) -> bool {
 /// A host call by a Linux call: vector registers survive. The result is the host's word.
 pub fn call_keeping(me: &mut Thread, number: u64, a: u64, b: u64, c: u64) -> i64 {
     crate::calls::count(enclos::abi::counter::HOST_CALLS);
+    me.requests = me.requests.wrapping_add(1);
     me.set_state(state::HOST_CALL, false);
     // SAFETY: the state is set; the only entry that gets in is RETURN.
     let answer = unsafe { entry::enclos_switch_keeping(exit::HOST_CALL, number, a, b, c) };

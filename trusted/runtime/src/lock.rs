@@ -31,6 +31,12 @@ impl<T> SpinLock<T> {
     }
 }
 
+impl<T: Default> Default for SpinLock<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
 /// The right to the value.
 pub struct SpinGuard<'a, T> {
     lock: &'a SpinLock<T>,

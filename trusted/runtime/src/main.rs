@@ -7,6 +7,7 @@
 //! - [`boot`]: the first entry: checks what the host passed, builds the application's stack, jumps to it;
 //! - [`calls`]: the Linux calls, one file a family;
 //! - [`table`]: what the enclave library asks beyond Linux: parking, typed host calls, reports, keys;
+//! - [`heap`]: the runtime's own allocations;
 //! - [`thread`], [`memory`], [`clock`], [`cpu`]: what those stand on;
 //! - [`host`]: the one place that touches memory of the host;
 //! - [`exception`]: entries at CSSA = 1.
@@ -20,12 +21,15 @@
 // Everything is the binary's own; `pub` says what a module offers to the others.
 #![allow(unreachable_pub)]
 
+extern crate alloc;
+
 mod boot;
 mod calls;
 mod clock;
 mod cpu;
 mod entry;
 mod exception;
+mod heap;
 mod host;
 mod lock;
 #[cfg(freestanding)]

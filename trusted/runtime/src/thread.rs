@@ -55,6 +55,8 @@ pub struct Thread {
     pub futex_bits: u32,
     /// Futex wait: somebody woke this thread.
     pub futex_woken: AtomicBool,
+    /// Requests to the host by Linux calls.
+    pub requests: u64,
 }
 
 const _: () = assert!(size_of::<Thread>() <= (region::APPLICATION_FS - region::DATA) as usize);

@@ -53,19 +53,25 @@ pub fn sched_getaffinity(len: u64, to: u64) -> Outcome {
     Ok(len)
 }
 
-/// getrlimit(2).
-pub fn getrlimit(to: u64) -> Outcome {
-    // SAFETY: checked to be the program's. 8 MiB soft, no hard limit: what programs see for stacks elsewhere.
-    unsafe { own::<[u64; 2]>(to)?.write([8 << 20, u64::MAX]) };
+/// getrlimit(2): of descriptors there are so many; of all else 8 MiB soft, no hard limit: what programs see for stacks
+/// elsewhere.
+pub fn getrlimit(which: u64, to: u64) -> Outcome {
+    const RLIMIT_NOFILE: u64 = 7;
+    let limits = match which {
+        RLIMIT_NOFILE => [super::descriptors::MOST as u64; 2],
+        _ => [8 << 20, u64::MAX],
+    };
+    // SAFETY: checked to be the program's.
+    unsafe { own::<[u64; 2]>(to)?.write(limits) };
     Ok(0)
 }
 
 /// prlimit64(2): limits can be asked for, not set.
-pub fn prlimit(new: u64, old: u64) -> Outcome {
+pub fn prlimit(which: u64, new: u64, old: u64) -> Outcome {
     if new != 0 {
         return Err(Errno::PERM);
     }
-    if old == 0 { Ok(0) } else { getrlimit(old) }
+    if old == 0 { Ok(0) } else { getrlimit(which, old) }
 }
 
 /// getrusage(2): the time since the start as user time, all else zero.

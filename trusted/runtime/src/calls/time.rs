@@ -87,6 +87,19 @@ pub fn read_timespec(at: u64) -> Result<u64, Errno> {
     Ok((s as u64).saturating_mul(NS).saturating_add(ns as u64))
 }
 
+/// A `struct timeval` of the program in nanoseconds; null: none.
+pub fn optional_timeval(at: u64) -> Result<Option<u64>, Errno> {
+    if at == 0 {
+        return Ok(None);
+    }
+    // SAFETY: checked to be the program's.
+    let [s, us] = unsafe { own::<[i64; 2]>(at)?.read() };
+    if s < 0 || us < 0 {
+        return Err(Errno::INVAL);
+    }
+    Ok(Some((s as u64).saturating_mul(NS).saturating_add((us as u64).saturating_mul(1000))))
+}
+
 fn which(id: u64) -> Result<Clock, Errno> {
     match id as i32 {
         0 | 5 | 11 => Ok(Clock::Realtime),
