@@ -466,9 +466,8 @@ fn judge_tcb(
             let svn = report.tee_tcb_svn();
             let tdx_level = reached.into_iter().find(|level| reaches_tdx(svn, level));
             components.push(platform_component(TcbPart::TdxPlatform, tcb_info, tdx_level, pck, Some(svn)));
-            let module = module.map(|module| {
-                enclave_component(TcbPart::TdxModule, &module.tcb_levels, svn[0].into())
-            });
+            let module =
+                module.map(|module| enclave_component(TcbPart::TdxModule, &module.tcb_levels, svn[0].into()));
             let module_status = match &module {
                 Some((component, status)) => {
                     components.push(component.clone());

@@ -6,8 +6,8 @@
 
 use der::Decode;
 use enclos_verifier::{
-    AnyCollateral, CertificateDetails, Collateral, Details, Evidence, Quote, SnpCollateral, Time,
-    Verdict, key_id,
+    AnyCollateral, CertificateDetails, Collateral, Details, Evidence, Quote, SnpCollateral, Time, Verdict,
+    key_id,
     quote::{INTEL_QE_VENDOR_ID, without_oe_header},
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -155,14 +155,8 @@ impl Service {
             .map_err(|error| invalid(error.to_string()))?;
         let mut encodings = Vec::new();
         let recognized = recognize(bytes, &mut encodings, MAX_LAYERS).map_err(invalid)?;
-        let mut inspection = Inspection {
-            kind: "token",
-            encodings,
-            bytes: 0,
-            certificate: None,
-            evidence: None,
-            token: None,
-        };
+        let mut inspection =
+            Inspection { kind: "token", encodings, bytes: 0, certificate: None, evidence: None, token: None };
         match recognized {
             Recognized::Token(token) => {
                 inspection.bytes = token.len();
@@ -249,7 +243,9 @@ impl Service {
                         &own
                     }
                     Some(AnyCollateral::Snp(_)) => {
-                        return Err("the collateral is of an SEV-SNP platform, the evidence is a quote".into());
+                        return Err(
+                            "the collateral is of an SEV-SNP platform, the evidence is a quote".into()
+                        );
                     }
                     None => match self.collateral.of(&quote, time, DEFAULT_BASELINE) {
                         Ok(entry) => {
@@ -290,7 +286,10 @@ impl Service {
         let signed = token.rsplit_once('.').map_or("", |(signed, _)| signed);
         let key = header["kid"].as_str().map(str::to_owned);
         let known = self.keys.published().into_iter().find(|known| known.kid.is_some() && known.kid == key);
-        let (validation, message) = if header["alg"].as_str().is_none_or(|alg| alg.eq_ignore_ascii_case("none")) {
+        let (validation, message) = if header["alg"]
+            .as_str()
+            .is_none_or(|alg| alg.eq_ignore_ascii_case("none"))
+        {
             (TokenValidation::Unsigned, "It is not signed: anybody could have written it.".to_owned())
         } else if let Some(known) = known {
             let certificate = known.x5c.first().map(|text| decode_base64(text)).transpose()?;
@@ -338,16 +337,11 @@ fn validity(claims: &Map<String, Value>, tenant: &TenantContext, now: Time) -> (
 fn emulated(claims: &Map<String, Value>) -> bool {
     let says = |claims: &Map<String, Value>| claims.get("enclos-emulated").is_some_and(|claim| claim == true);
     let submodules = claims.get("submods").and_then(Value::as_object);
-    says(claims)
-        || submodules.is_some_and(|all| all.values().filter_map(Value::as_object).any(says))
+    says(claims) || submodules.is_some_and(|all| all.values().filter_map(Value::as_object).any(says))
 }
 
 /// Tells what bytes are, undoing textual encodings.
-fn recognize(
-    bytes: Vec<u8>,
-    encodings: &mut Vec<&'static str>,
-    layers: usize,
-) -> Result<Recognized, String> {
+fn recognize(bytes: Vec<u8>, encodings: &mut Vec<&'static str>, layers: usize) -> Result<Recognized, String> {
     if bytes.is_empty() {
         return Err(format!("there is nothing to inspect; {ACCEPTED}"));
     }
@@ -364,15 +358,23 @@ fn recognize(
     let Ok(text) = std::str::from_utf8(&bytes) else {
         return Err(match Quote::parse(&bytes) {
             // What begins like a quote and is none: say what is wrong with it.
-            Err(error) if matches!(bytes[..], [3..=5, 0, ..]) => format!("it begins like a quote, but: {error}"),
-            _ => format!("these {} bytes are nothing known (they begin with {}); {ACCEPTED}", bytes.len(), hex::encode(&bytes[..bytes.len().min(8)])),
+            Err(error) if matches!(bytes[..], [3..=5, 0, ..]) => {
+                format!("it begins like a quote, but: {error}")
+            }
+            _ => format!(
+                "these {} bytes are nothing known (they begin with {}); {ACCEPTED}",
+                bytes.len(),
+                hex::encode(&bytes[..bytes.len().min(8)])
+            ),
         });
     };
     let text = text.trim().trim_start_matches('\u{feff}');
     if text.contains("-----BEGIN CERTIFICATE-----") {
         encodings.push("PEM");
-        let chain: Result<Vec<_>, _> =
-            CertificateDer::pem_slice_iter(text.as_bytes()).take(8).map(|der| der.map(|der| der.to_vec())).collect();
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes())
+            .take(8)
+            .map(|der| der.map(|der| der.to_vec()))
+            .collect();
         let chain = chain.map_err(|error| format!("it is not valid PEM: {error}"))?;
         return if chain.is_empty() {
             Err("it is not valid PEM: there is no whole certificate in it".into())
@@ -384,8 +386,11 @@ fn recognize(
         return Err(format!("it is PEM, but of no certificate. Never paste private keys. {ACCEPTED}"));
     }
     if text.starts_with(['{', '"']) {
-        let value: Value = serde_json::from_str(text).map_err(|error| format!("it looks like JSON, but: {error}"))?;
-        let inner = value.as_str().or_else(|| ["token", "quote", "report"].iter().find_map(|name| value[*name].as_str()));
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| format!("it looks like JSON, but: {error}"))?;
+        let inner = value
+            .as_str()
+            .or_else(|| ["token", "quote", "report"].iter().find_map(|name| value[*name].as_str()));
         return match inner {
             Some(inner) if layers > 0 => {
                 encodings.push("JSON");
@@ -399,12 +404,17 @@ fn recognize(
         encodings.push("JWT");
         return Ok(Recognized::Token(compact));
     }
-    let digits: String = compact.trim_start_matches("0x").chars().filter(|character| *character != ':').collect();
+    let digits: String =
+        compact.trim_start_matches("0x").chars().filter(|character| *character != ':').collect();
     let decoded = if digits.len() > 1 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        hex::decode(&digits).map(|bytes| ("hexadecimal", bytes)).map_err(|error| format!("it looks like hexadecimal, but: {error}"))
+        hex::decode(&digits)
+            .map(|bytes| ("hexadecimal", bytes))
+            .map_err(|error| format!("it looks like hexadecimal, but: {error}"))
     } else {
         let name = if compact.contains(['-', '_']) { "base64url" } else { "base64" };
-        decode_base64(&compact).map(|bytes| (name, bytes)).map_err(|error| format!("it is neither binary, hexadecimal, base64 ({error}), PEM nor a token; {ACCEPTED}"))
+        decode_base64(&compact).map(|bytes| (name, bytes)).map_err(|error| {
+            format!("it is neither binary, hexadecimal, base64 ({error}), PEM nor a token; {ACCEPTED}")
+        })
     }?;
     if layers == 0 {
         return Err(format!("it is text encoded {MAX_LAYERS} times over; {ACCEPTED}"));

@@ -253,7 +253,11 @@ impl PublicKey {
 }
 
 /// Verifies a signature by the key of a certificate, and names the algorithm.
-pub(crate) fn verify_by(certificate: &[u8], signed: &[u8], signature: &[u8]) -> Result<&'static str, JwsError> {
+pub(crate) fn verify_by(
+    certificate: &[u8],
+    signed: &[u8],
+    signature: &[u8],
+) -> Result<&'static str, JwsError> {
     let key = PublicKey::of(certificate)?;
     UnparsedPublicKey::new(key.verification, &key.bytes)
         .verify(signed, signature)

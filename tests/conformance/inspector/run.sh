@@ -14,5 +14,6 @@ if [ ! -d "$work/node_modules/playwright-core" ]; then
     npm install --no-audit --no-fund --silent --prefix "$work" 'playwright-core@1.64.1'
 fi
 (cd "$root" && cargo build -q -p enclos-attestation-service)
+(cd "$root" && cargo run -q -p enclos-attestation-service --example made_evidence -- "$work/made")
 cp "$here/page.mjs" "$work/page.mjs"
 exec node "$work/page.mjs" "$target/debug/enclos-attestation-service" "$quotes" "$work"

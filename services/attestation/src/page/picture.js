@@ -245,6 +245,8 @@ function tcb({ verdict, details }) {
   const groups = details.versions.map(({ part, versions }) => {
     const component = judged?.components.find((candidate) => candidate.part === part);
     const short = versions.filter(({ has, needs }) => has < needs).length;
+    // Most of the sixteen components are not used on any one platform.
+    const unused = versions.filter(({ has, needs }) => !has && !needs).length;
     const level = component?.level ? `level of ${component.level.date.slice(0, 10)}` : component ? "below every level" : "";
     const rest = component && [level, component.newest && component.level?.date !== component.newest.date ? `newest is of ${component.newest.date.slice(0, 10)}` : null,
       component.missing_since ? `updates missing since ${component.missing_since.slice(0, 10)}` : null].filter(Boolean).join("; ");
@@ -252,9 +254,10 @@ function tcb({ verdict, details }) {
       html("div", { class: "part-head" }, html("h3", {}, PARTS[part] ?? part),
         component ? html("span", { class: `flag ${statusTone(component.status)}` }, component.status) : null,
         html("span", { class: "quiet" }, [rest, short ? `${short} of ${versions.length} short` : `${versions.length} of ${versions.length} reached`].filter(Boolean).join("; "))),
-      html("ul", { class: "bars" }, versions.map(({ what, has, needs }) =>
+      html("ul", { class: "bars" }, versions.filter(({ has, needs }) => has || needs).map(({ what, has, needs }) =>
         html("li", { class: has < needs ? "bad" : "good" }, html("span", { class: "quiet" }, what), bar(has, needs),
-          html("span", { class: "figure" }, has < needs ? `${has}, needs ${needs}` : `${has} ≥ ${needs}`)))));
+          html("span", { class: "figure" }, has < needs ? `${has}, needs ${needs}` : `${has} ≥ ${needs}`)))),
+      unused ? html("p", { class: "quiet" }, `${unused} more are 0, and nothing more is asked of them.`) : null);
   });
   return [head, html("p"), legend, groups];
 }
@@ -275,7 +278,7 @@ function timeline(validity, time, chosen) {
     return middle + Math.sign(days) * span * Math.min(Math.log1p(Math.abs(days)) / Math.log1p(36500 / 3), 1);
   };
   const height = top + validity.length * row + 10;
-  const ticks = [[-3650, "10 years"], [-365, "1 year"], [-30, "1 month"], [-7, "1 week"], [7, "1 week"], [30, "1 month"], [365, "1 year"], [3650, "10 years"]];
+  const ticks = [[-3650, "10 years"], [-365, "1 year"], [-30, "1 month"], [30, "1 month"], [365, "1 year"], [3650, "10 years"]];
   const axis = ticks.map(([days, name]) => {
     const x = scale(now + days * DAY);
     return [svg("line", { class: "axis", x1: x, x2: x, y1: 22, y2: height }), svg("text", { class: "axis-text", x, y: 16, "text-anchor": "middle" }, name)];
