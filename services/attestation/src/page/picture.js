@@ -185,7 +185,7 @@ function chain({ verdict, details, collateral }) {
   if (!snp) {
     const identified = checked && !failures.some((failure) => failure.status === "QE_IDENTITY_MISMATCH");
     cards.push(card("qe", "Quoting enclave", "Attestation key", ["Its report binds the key that signs quotes."],
-      identified ? "Intel's, signed by the platform" : "signed by the platform"));
+      identified ? "the one of its identity, signed by the platform" : "signed by the platform"));
   }
   const { identity } = appraisal;
   const measurement = identity?.mr_enclave ?? identity?.mr_td ?? identity?.measurement ?? "";
