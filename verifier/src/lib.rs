@@ -22,6 +22,7 @@
 mod appraisal;
 mod collateral;
 mod crypto;
+mod details;
 mod evidence;
 mod pki;
 mod policy;
@@ -36,6 +37,7 @@ pub use appraisal::{
     Appraisal, Check, CheckKind, Identity, Level, Platform, Shortfall, SnpTcb, Tcb, TcbComponent, TcbPart,
 };
 pub use collateral::{Collateral, CollateralError, TrustedCollateral};
+pub use details::{CertificateDetails, CertificateRole, Details, PartVersions, SecurityVersion, Validity};
 pub use evidence::{
     AnyCollateral, CollateralKey, CollateralKeyError, CollateralMismatch, Evidence, PckCa, appraise,
 };

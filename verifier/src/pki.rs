@@ -49,7 +49,7 @@ pub(crate) struct Certificate {
     pub(crate) subject: Vec<u8>,
     pub(crate) issuer: Vec<u8>,
     pub(crate) common_name: String,
-    issuer_common_name: String,
+    pub(crate) issuer_common_name: String,
     /// Big endian, without leading zeros.
     pub(crate) serial: Vec<u8>,
     pub(crate) not_before: Time,

@@ -104,7 +104,7 @@ pub fn key_id(certificate: &[u8]) -> Result<Hex<32>, NotACertificate> {
 /// Bytes are not a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("neither a PEM nor a DER certificate: {0}")]
-pub struct NotACertificate(String);
+pub struct NotACertificate(pub(crate) String);
 
 /// Who vouches for the platform in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -452,12 +452,8 @@ fn judge_tcb(
     let reached: Vec<&TcbLevel> = tcb_info.levels.iter().filter(|level| reaches_sgx(pck, level)).collect();
     let sgx_level = reached.first().copied();
     let mut components = vec![platform_component(TcbPart::SgxPlatform, tcb_info, sgx_level, pck, None)];
-    let (qe_component, qe_status) = enclave_component(
-        TcbPart::QuotingEnclave,
-        "quoting enclave SVN",
-        &qe_identity.tcb_levels,
-        qe_report.isv_svn(),
-    );
+    let (qe_component, qe_status) =
+        enclave_component(TcbPart::QuotingEnclave, &qe_identity.tcb_levels, qe_report.isv_svn());
 
     let status = match td_report {
         None => {
@@ -470,9 +466,8 @@ fn judge_tcb(
             let svn = report.tee_tcb_svn();
             let tdx_level = reached.into_iter().find(|level| reaches_tdx(svn, level));
             components.push(platform_component(TcbPart::TdxPlatform, tcb_info, tdx_level, pck, Some(svn)));
-            let module = module.map(|module| {
-                enclave_component(TcbPart::TdxModule, "TDX module SVN", &module.tcb_levels, svn[0].into())
-            });
+            let module =
+                module.map(|module| enclave_component(TcbPart::TdxModule, &module.tcb_levels, svn[0].into()));
             let module_status = match &module {
                 Some((component, status)) => {
                     components.push(component.clone());
@@ -583,6 +578,63 @@ fn tdx_components(svn: &[u8; 16]) -> std::ops::Range<usize> {
     if svn[1] > 0 { 2..16 } else { 0..16 }
 }
 
+/// A security version next to the one a level asks for.
+pub(crate) struct Compared<'a> {
+    of: VersionOf<'a>,
+    pub(crate) has: u32,
+    pub(crate) needs: u32,
+}
+
+/// What a security version is of. In words only when somebody asks: nearly always all is well.
+enum VersionOf<'a> {
+    Component { tee: &'static str, index: usize, name: &'a str },
+    Other(&'static str),
+}
+
+impl Compared<'_> {
+    pub(crate) fn what(&self) -> String {
+        match self.of {
+            VersionOf::Component { tee, index, name } => format!("{tee} component {}{name}", index + 1),
+            VersionOf::Other(what) => what.into(),
+        }
+    }
+
+    fn shortfall(self) -> Option<Shortfall> {
+        (self.has < self.needs).then(|| Shortfall { what: self.what(), has: self.has, needs: self.needs })
+    }
+}
+
+/// The versions of a platform that a level judges; `tdx` are the TD report's when it is judged as a TDX platform.
+pub(crate) fn compare_platform<'a>(
+    tcb_info: &'a TcbInfo,
+    level: &'a TcbLevel,
+    pck: &'a Pck,
+    tdx: Option<&'a [u8; 16]>,
+) -> impl Iterator<Item = Compared<'a>> {
+    let tdx = tdx.zip(level.tdx.as_ref());
+    let (tee, range, names, has, needs) = match tdx {
+        Some((svn, needs)) => ("TDX", tdx_components(svn), &tcb_info.names.tdx, svn, needs),
+        None => ("SGX", 0..16, &tcb_info.names.sgx, &pck.components, &level.sgx),
+    };
+    let components = range.map(move |index| Compared {
+        of: VersionOf::Component { tee, index, name: &names[index] },
+        has: has[index].into(),
+        needs: needs[index].into(),
+    });
+    let pce = tdx.is_none().then(|| Compared {
+        of: VersionOf::Other("PCE SVN"),
+        has: pck.pce_svn.into(),
+        needs: level.pce_svn,
+    });
+    components.chain(pce)
+}
+
+/// The version of an enclave that its newest level judges.
+pub(crate) fn compare_enclave(part: TcbPart, levels: &[EnclaveTcbLevel], svn: u16) -> Compared<'static> {
+    let what = if part == TcbPart::TdxModule { "TDX module SVN" } else { "quoting enclave SVN" };
+    Compared { of: VersionOf::Other(what), has: svn.into(), needs: levels[0].tcb.isvsvn.into() }
+}
+
 /// The platform's part of the appraisal; `tdx` are the TD report's versions when it is judged as a TDX platform.
 fn platform_component(
     part: TcbPart,
@@ -592,32 +644,7 @@ fn platform_component(
     tdx: Option<&[u8; 16]>,
 ) -> TcbComponent {
     let newest = &tcb_info.levels[0];
-    let mut shortfalls = Vec::new();
-    let mut compare = |tee: &str, index: usize, name: &str, has: u8, needs: u8| {
-        if has < needs {
-            let what = format!("{tee} component {}{name}", index + 1);
-            shortfalls.push(Shortfall { what, has: has.into(), needs: needs.into() });
-        }
-    };
-    match (tdx, &newest.tdx) {
-        (Some(svn), Some(needs)) => {
-            for index in tdx_components(svn) {
-                compare("TDX", index, &tcb_info.names.tdx[index], svn[index], needs[index]);
-            }
-        }
-        _ => {
-            for (index, needs) in newest.sgx.into_iter().enumerate() {
-                compare("SGX", index, &tcb_info.names.sgx[index], pck.components[index], needs);
-            }
-            if u32::from(pck.pce_svn) < newest.pce_svn {
-                shortfalls.push(Shortfall {
-                    what: "PCE SVN".into(),
-                    has: pck.pce_svn.into(),
-                    needs: newest.pce_svn,
-                });
-            }
-        }
-    }
+    let shortfalls = compare_platform(tcb_info, newest, pck, tdx).filter_map(Compared::shortfall).collect();
     let dates = tcb_info.levels.iter().map(|level| level.date);
     TcbComponent {
         part,
@@ -632,7 +659,6 @@ fn platform_component(
 /// A part judged by one security version; the status is `Ok(None)` below every level, `Err` for an unknown status.
 fn enclave_component(
     part: TcbPart,
-    what: &str,
     levels: &[EnclaveTcbLevel],
     svn: u16,
 ) -> (TcbComponent, Result<Option<TcbStatus>, ()>) {
@@ -657,10 +683,7 @@ fn enclave_component(
         missing_since: missing_since(level.map(|level| level.date), levels.iter().map(|level| level.date)),
         level: level.map(published),
         newest: published(newest),
-        shortfalls: (svn < newest.tcb.isvsvn)
-            .then(|| Shortfall { what: what.into(), has: svn.into(), needs: newest.tcb.isvsvn.into() })
-            .into_iter()
-            .collect(),
+        shortfalls: compare_enclave(part, levels, svn).shortfall().into_iter().collect(),
     };
     (component, status.transpose())
 }

@@ -42,6 +42,11 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step { name: "azure", about: "Azure's attestation SDKs against the service", run: azure },
     Step {
+        name: "inspector",
+        about: "the attestation service's evidence inspector in headless Chromium",
+        run: inspector,
+    },
+    Step {
         name: "vault",
         about: "the README's first command, twice: the vault survives a restart",
         run: vault,
@@ -140,9 +145,7 @@ fn attested(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 }
 
 fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    let quotes = std::env::var_os("ENCLOS_QUOTES").map_or(c.root.join("../shared/quotes"), PathBuf::from);
-    if !quotes.is_dir() {
-        println!("skipped: there are no recorded quotes at {} (set ENCLOS_QUOTES)", quotes.display());
+    if !has_quotes(c) {
         return Ok(());
     }
     install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], tally)?;
@@ -158,6 +161,25 @@ fn venv() -> (&'static str, &'static str) {
         true => ("python3", "python3"),
         false => ("", "python3-venv"),
     }
+}
+
+/// Whether the recorded quotes are there; says so when they are not.
+fn has_quotes(c: &Context) -> bool {
+    let quotes = std::env::var_os("ENCLOS_QUOTES").map_or(c.root.join("../shared/quotes"), PathBuf::from);
+    if !quotes.is_dir() {
+        println!("skipped: there are no recorded quotes at {} (set ENCLOS_QUOTES)", quotes.display());
+    }
+    quotes.is_dir()
+}
+
+fn inspector(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    if !has_quotes(c) {
+        return Ok(());
+    }
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/inspector/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
 }
 
 /// Installs Debian packages for headers and programs that are missing.

@@ -34,6 +34,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     authentication::{Authenticator, BearerError},
     config::{Config, Limits, Tls},
+    inspector::{InspectRequest, MAX_EVIDENCE},
     service::{
         AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
     },
@@ -47,6 +48,19 @@ const GRACE: Duration = Duration::from_secs(10);
 const KEY_INTERVAL: Duration = Duration::from_secs(3600);
 /// The description served at `/openapi.json`.
 const OPENAPI: &str = include_str!("openapi.json");
+/// The evidence inspector: address, type and text of everything it consists of.
+const PAGE: [(&str, &str, &str); 5] = [
+    ("", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
+    ("page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
+    ("picture.js", "text/javascript; charset=utf-8", include_str!("page/picture.js")),
+    ("icon.svg", "image/svg+xml", include_str!("page/icon.svg")),
+];
+/// The page may load its own parts and ask its own service, and nothing else, even if something got into it.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+/// Longest request to inspect evidence, bytes: evidence in base64, collateral, and their names.
+const MAX_INSPECTION: usize = 2 * MAX_EVIDENCE + 256 * 1024;
 
 /// A service that is ready to serve.
 pub struct Server {
@@ -229,6 +243,8 @@ enum Route {
     OpenApi,
     Metrics,
     Health,
+    Page(usize),
+    Inspect,
 }
 
 impl Route {
@@ -246,12 +262,23 @@ impl Route {
             Self::OpenApi => "openapi",
             Self::Metrics => "metrics",
             Self::Health => "health",
+            Self::Page(_) => "page",
+            Self::Inspect => "inspect",
         }
     }
 
     /// Whether the address has versions.
     fn is_versioned(self) -> bool {
-        !matches!(self, Self::Keys | Self::OpenIdConfiguration | Self::OpenApi | Self::Metrics | Self::Health)
+        !matches!(
+            self,
+            Self::Keys
+                | Self::OpenIdConfiguration
+                | Self::OpenApi
+                | Self::Metrics
+                | Self::Health
+                | Self::Page(_)
+                | Self::Inspect
+        )
     }
 
     /// Whether it is for who manages policies.
@@ -296,6 +323,13 @@ impl Route {
                 )
             })
         };
+        let nothing = || {
+            Refusal::new(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                "there is nothing at this address; see /openapi.json",
+            )
+        };
         let (allowed, route): (&[Method], _) = match (first, second, third) {
             ("attest", Some(name), None) => (&[Method::POST], Self::Attest(kind(name)?)),
             ("policies", Some(name), None) => match name.strip_suffix(":reset") {
@@ -316,13 +350,13 @@ impl Route {
             ("openapi.json", None, None) => (&[Method::GET], Self::OpenApi),
             ("metrics", None, None) => (&[Method::GET], Self::Metrics),
             ("health", None, None) => (&[Method::GET], Self::Health),
-            _ => {
-                return Err(Refusal::new(
-                    StatusCode::NOT_FOUND,
-                    "NotFound",
-                    "there is nothing at this address; see /openapi.json",
-                ));
+            ("inspect", None, None) => (&[Method::POST], Self::Inspect),
+            ("inspector", part, None) => {
+                let part = part.unwrap_or_default();
+                let index = PAGE.iter().position(|(name, _, _)| *name == part);
+                (&[Method::GET], Self::Page(index.ok_or_else(nothing)?))
             }
+            _ => return Err(nothing()),
         };
         if allowed.contains(method) {
             return Ok(route);
@@ -514,6 +548,7 @@ async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result
                 Err(_) => Err(Refusal::unavailable()),
             };
         }
+        Route::Page(index) => return Ok(page_response(index)),
         _ => {}
     }
     let (parts, body) = request.into_parts();
@@ -536,7 +571,11 @@ async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result
         let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         authenticator.check(given, enclos_verifier::Time::now().0).await?;
     }
-    let body = read_body(shared, body).await?;
+    let limit = match route {
+        Route::Inspect => shared.limits.body_bytes.min(MAX_INSPECTION),
+        _ => shared.limits.body_bytes,
+    };
+    let body = read_body(body, limit).await?;
     match route {
         Route::Keys => {
             let accepted = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
@@ -619,9 +658,17 @@ fn work_on(
             service.change_certificate(tenant, &jws, present)
         }
         Route::TcbBaselines(kind) => Ok(service.tcb_baselines(kind)),
-        Route::Keys | Route::OpenIdConfiguration | Route::OpenApi | Route::Metrics | Route::Health => {
-            unreachable!("answered without work")
+        Route::Inspect => {
+            let request: InspectRequest = serde_json::from_slice(body)
+                .map_err(|error| invalid(format!("the body is not a request to inspect in JSON: {error}")))?;
+            service.inspect(tenant, &request).map(|inspection| json!(inspection))
         }
+        Route::Keys
+        | Route::OpenIdConfiguration
+        | Route::OpenApi
+        | Route::Metrics
+        | Route::Health
+        | Route::Page(_) => unreachable!("answered without work"),
     };
     Ok(result?)
 }
@@ -683,8 +730,7 @@ fn tenant<'a>(shared: &'a Shared, headers: &HeaderMap, uri: &Uri) -> Result<&'a 
     })
 }
 
-async fn read_body(shared: &Shared, body: Body) -> Result<Bytes, Refusal> {
-    let limit = shared.limits.body_bytes;
+async fn read_body(body: Body, limit: usize) -> Result<Bytes, Refusal> {
     to_bytes(body, limit).await.map_err(|_| {
         Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -730,6 +776,18 @@ fn json_response(status: StatusCode, kind: &'static str, body: &Value) -> Respon
 
 fn text_response(kind: &'static str, body: String) -> Response {
     ([(header::CONTENT_TYPE, kind)], body).into_response()
+}
+
+fn page_response(index: usize) -> Response {
+    let (_, kind, text) = PAGE[index];
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
 }
 
 /// Names a request in the answer and in the log.
@@ -809,7 +867,7 @@ struct Metrics {
     routes: [RouteMetrics; ROUTES.len()],
 }
 
-const ROUTES: [&str; 13] = [
+const ROUTES: [&str; 15] = [
     "attest",
     "get_policy",
     "set_policy",
@@ -822,6 +880,8 @@ const ROUTES: [&str; 13] = [
     "openapi",
     "metrics",
     "health",
+    "page",
+    "inspect",
     "none",
 ];
 /// Upper bounds of the duration histogram, microseconds.
@@ -940,6 +1000,8 @@ mod tests {
         assert_eq!(route("PUT", "/policies/TdxVm"), Ok(Route::SetPolicy(AttestationType::TdxVm)));
         assert_eq!(route("POST", "/policies/TdxVm:reset"), Ok(Route::ResetPolicy(AttestationType::TdxVm)));
         assert_eq!(route("POST", "/certificates:remove"), Ok(Route::ChangeCertificate { present: false }));
+        assert_eq!(route("GET", "/inspector"), Ok(Route::Page(0)));
+        assert_eq!(route("POST", "/inspect"), Ok(Route::Inspect));
         for (method, path, status) in [
             ("GET", "/attest/SgxEnclave", 405),
             ("GET", "/policies/TdxVm:reset", 405),
@@ -948,6 +1010,9 @@ mod tests {
             ("POST", "/attest", 404),
             ("POST", "/attest/SgxEnclave/more", 404),
             ("GET", "/", 404),
+            ("GET", "/inspector/other.js", 404),
+            ("POST", "/inspector", 405),
+            ("GET", "/inspect", 405),
         ] {
             assert_eq!(route(method, path), Err(status), "{method} {path}");
         }

@@ -252,7 +252,12 @@ impl PublicKey {
     }
 }
 
-fn verify_by(certificate: &[u8], signed: &[u8], signature: &[u8]) -> Result<&'static str, JwsError> {
+/// Verifies a signature by the key of a certificate, and names the algorithm.
+pub(crate) fn verify_by(
+    certificate: &[u8],
+    signed: &[u8],
+    signature: &[u8],
+) -> Result<&'static str, JwsError> {
     let key = PublicKey::of(certificate)?;
     UnparsedPublicKey::new(key.verification, &key.bytes)
         .verify(signed, signature)

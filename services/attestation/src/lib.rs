@@ -18,6 +18,7 @@ pub mod collateral;
 mod config;
 mod ear;
 mod http;
+mod inspector;
 pub mod jws;
 pub mod policy;
 mod service;
@@ -27,6 +28,7 @@ pub mod tokens;
 
 pub use config::{Authentication, Config, ConfigError, Limits, Postgres, Tenant, Tls};
 pub use http::Server;
+pub use inspector::{InspectRequest, Inspection, MAX_EVIDENCE};
 pub use service::{
     AttestRequest, AttestationType, Service, ServiceError, StartError, TenantContext, TokenFormat,
 };

@@ -208,11 +208,11 @@ struct DataInput {
 /// The service.
 pub struct Service {
     store: Box<dyn Store>,
-    keys: KeyRing,
-    verifier: Verifier,
-    demands: Demands,
-    collateral: CollateralStore,
-    evidence_time: Option<Time>,
+    pub(crate) keys: KeyRing,
+    pub(crate) verifier: Verifier,
+    pub(crate) demands: Demands,
+    pub(crate) collateral: CollateralStore,
+    pub(crate) evidence_time: Option<Time>,
     /// Policies in force, parsed; each is used only as long as the store has the same text.
     policies: Mutex<HashMap<(String, &'static str), Arc<InForce>>>,
 }
