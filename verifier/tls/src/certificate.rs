@@ -1,7 +1,7 @@
 //! Certificates with evidence, as they come from a peer: which key they are for, and what binds the evidence to it.
 
 use der::{Decode, Encode, asn1::ObjectIdentifier};
-use enclos_verifier::{Hex, Quote, QuoteError};
+use enclos_verifier::{Hex, Quote, QuoteError, Time};
 use x509_cert::Certificate;
 
 use crate::format::{Claims, EVIDENCE_OID, FormatError, TaggedEvidence, report_data, sha256};
@@ -24,6 +24,8 @@ pub struct BoundEvidence {
     pub claims: Option<Claims>,
     /// SHA-256 of the certificate's SubjectPublicKeyInfo.
     pub key: Hex<32>,
+    /// From when until when the certificate is valid.
+    pub valid: (Time, Time),
 }
 
 /// The extensions that evidence is found in.
@@ -57,6 +59,10 @@ impl BoundEvidence {
             }
         };
         let key = Hex(sha256(&spki));
+        let validity = certificate.validity();
+        let valid =
+            [validity.not_before, validity.not_after].map(|time| Time(time.to_unix_duration().as_secs()));
+        let valid = (valid[0], valid[1]);
         if let Some(value) = extension(EVIDENCE_OID)? {
             let evidence = TaggedEvidence::decode(value)?;
             let claims = Claims::decode(&evidence.claims)?;
@@ -67,13 +73,13 @@ impl BoundEvidence {
                 return Err(BindingError::OtherKey);
             }
             let form = EvidenceForm::Interoperable;
-            return Ok(Self { form, quote: evidence.quote, claims: Some(claims), key });
+            return Ok(Self { form, quote: evidence.quote, claims: Some(claims), key, valid });
         }
         if let Some(value) = extension(GRAMINE_QUOTE_OID)? {
             if *Quote::parse(value)?.report_data() != report_data(&spki) {
                 return Err(BindingError::OtherKey);
             }
-            return Ok(Self { form: EvidenceForm::Gramine, quote: value.to_vec(), claims: None, key });
+            return Ok(Self { form: EvidenceForm::Gramine, quote: value.to_vec(), claims: None, key, valid });
         }
         Err(BindingError::NoEvidence)
     }
