@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::command::{bench, build, doctor, inspect, keygen, new, run, sign};
+use crate::command::{bench, build, connect, doctor, inspect, keygen, new, run, sign};
 use crate::ui::Ui;
 
 const AFTER_HELP: &str = "\
@@ -24,6 +24,7 @@ Exit codes:
   1    it failed; standard error names cause and cure
   2    wrong usage
   3    `doctor`: nothing here can run an enclave
+  4    `connect`: the server is refused
   70   `run`: the enclave ended by a fault
   Otherwise `run` ends with the exit code of the program it ran.
 
@@ -63,6 +64,8 @@ enum Command {
     Run(run::Args),
     /// Say what this machine has and lacks for enclaves
     Doctor(doctor::Args),
+    /// Connect to an attested TLS server, say what it is, and talk to it
+    Connect(connect::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
     Bench(bench::Args),
 }
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args, ui(args.json)),
         Command::Run(args) => run::run(&args, ui(false)),
         Command::Doctor(args) => doctor::run(&args, ui(args.json)),
+        Command::Connect(args) => connect::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
     };
     outcome.unwrap_or_else(|e| {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod build;
+pub(crate) mod connect;
 pub(crate) mod doctor;
 pub(crate) mod inspect;
 pub(crate) mod keygen;
@@ -59,6 +60,8 @@ pub(crate) enum Error {
     Spawn { program: String, source: io::Error },
     #[error("{what} failed; the messages above say why")]
     Cargo { what: String },
+    #[error("{0}")]
+    Peer(String),
     #[error("{0}")]
     Usage(String),
 }
