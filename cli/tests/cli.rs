@@ -63,7 +63,7 @@ fn help_has_examples_and_exit_codes() {
     let folder = tempfile::tempdir().unwrap();
     let help = ok(enclos(folder.path()).arg("--help"));
     assert!(help.contains("Exit codes:") && help.contains("enclos new demo"));
-    for command in ["new", "build", "sign", "keygen", "inspect", "run", "doctor", "bench"] {
+    for command in ["new", "build", "sign", "keygen", "inspect", "run", "doctor", "bench", "connect"] {
         let help = ok(enclos(folder.path()).args([command, "--help"]));
         assert!(
             help.contains("enclos ") && (help.contains("Example") || help.contains("In one step")),

@@ -10,13 +10,21 @@ use std::{
     thread,
 };
 
-use common::{Clock, NOW, Platform};
+use common::{Clock, Platform};
 use enclos_attested_tls::{
     AttestedIdentity, BindingError, BoundEvidence, CertificateOptions, OfflineCollateral, PeerVerifier,
     Refusal,
 };
 use enclos_verifier::{Hex, Policy, Time};
 use rustls::{ClientConnection, ServerConfig, ServerConnection, StreamOwned, pki_types::ServerName};
+
+/// 2026-06-15.
+const NOW: u64 = 1_781_481_600;
+
+/// A policy that accepts the platform, told its root.
+fn told(platform: &Platform) -> Policy {
+    Policy { any_identity: true, emulated_roots: vec![platform.quoting.root_key_id()], ..Policy::default() }
+}
 
 fn identity(platform: &Arc<Platform>, clock: &Arc<Clock>) -> Arc<AttestedIdentity> {
     let options = CertificateOptions::default();
@@ -87,7 +95,7 @@ fn emulated_peers_are_refused_unless_their_root_is_named() {
     let Some(Refusal::Policy(verdict)) = Refusal::of(&error) else { panic!("{error}") };
     assert!(!verdict.accepted && !verdict.appraisal.is_authentic());
 
-    let verifier = Arc::new(verifier(&platform, platform.policy(), &clock));
+    let verifier = Arc::new(verifier(&platform, told(&platform), &clock));
     let (client, _) = shake(verifier.client_config(None).unwrap(), ordinary(identity)).unwrap();
     let peer = verifier.peer(&client).unwrap();
     assert!(peer.verdict.accepted && peer.verdict.emulated);
@@ -98,7 +106,7 @@ fn emulated_peers_are_refused_unless_their_root_is_named() {
 fn both_sides_can_demand_evidence() {
     let (platform, clock) = (Platform::new(), Clock::at(NOW));
     let (ours, theirs) = (identity(&platform, &clock), identity(&platform, &clock));
-    let verifier = Arc::new(verifier(&platform, platform.policy(), &clock));
+    let verifier = Arc::new(verifier(&platform, told(&platform), &clock));
     let client = verifier.client_config(Some(ours.clone())).unwrap();
     let (client, server) = shake(client, verifier.server_config(theirs.clone()).unwrap()).unwrap();
     let key = |identity: &AttestedIdentity| {
@@ -116,19 +124,19 @@ fn what_does_not_meet_the_policy_is_refused_with_its_reason() {
     let identity = identity(&platform, &clock);
     let server = || ordinary(identity.clone());
 
-    let nonce = verifier(&platform, platform.policy(), &clock).demanding_nonce(b"fresh");
+    let nonce = verifier(&platform, told(&platform), &clock).demanding_nonce(b"fresh");
     assert!(refused(nonce, server()).contains("not fresh"));
 
-    let other = Policy { any_identity: false, identity: vec![], ..platform.policy() };
+    let other = Policy { any_identity: false, identity: vec![], ..told(&platform) };
     assert!(refused(verifier(&platform, other, &clock), server()).contains("identity"));
 
     // A month later: a certificate of that time, but collateral of this.
     let later = Clock::at(NOW + 40 * 24 * 60 * 60);
     let renewed = ordinary(self::identity(&platform, &later));
-    let said = refused(verifier(&platform, platform.policy(), &later), renewed);
+    let said = refused(verifier(&platform, told(&platform), &later), renewed);
     assert!(said.contains("TCB info") && said.contains("2026-07"), "{said}");
     // And the certificate itself, to a client that lives longer.
-    let stale = verifier(&platform, platform.policy(), &Clock::at(NOW + 2 * 24 * 60 * 60));
+    let stale = verifier(&platform, told(&platform), &Clock::at(NOW + 2 * 24 * 60 * 60));
     assert!(refused(stale, server()).contains("certificate is valid from"));
 }
 
@@ -137,7 +145,7 @@ fn a_nonce_in_the_claims_is_what_was_demanded() {
     let (platform, clock) = (Platform::new(), Clock::at(NOW));
     let options = CertificateOptions { nonce: Some(b"fresh".to_vec()), ..CertificateOptions::default() };
     let identity = Arc::new(AttestedIdentity::new(platform.attester(), options, clock.clone()).unwrap());
-    let demanding = |nonce: &[u8]| verifier(&platform, platform.policy(), &clock).demanding_nonce(nonce);
+    let demanding = |nonce: &[u8]| verifier(&platform, told(&platform), &clock).demanding_nonce(nonce);
     let fresh = Arc::new(demanding(b"fresh"));
     assert!(shake(fresh.client_config(None).unwrap(), ordinary(identity.clone())).is_ok());
     assert!(refused(demanding(b"fresher"), ordinary(identity)).contains("not fresh"));
@@ -151,7 +159,7 @@ fn evidence_for_another_key_is_refused() {
     let thief = move |_: &[u8; 64]| Ok::<_, Box<dyn std::error::Error + Send + Sync>>(replayed.clone());
     let identity = AttestedIdentity::new(thief, CertificateOptions::default(), clock.clone()).unwrap();
     let certificate = identity.current().unwrap().cert[0].clone();
-    let judged = verifier(&platform, platform.policy(), &clock).judge(&certificate, Time(NOW));
+    let judged = verifier(&platform, told(&platform), &clock).judge(&certificate, Time(NOW));
     assert!(matches!(judged, Err(Refusal::Binding(BindingError::OtherClaims))), "{judged:?}");
 }
 
@@ -159,7 +167,7 @@ fn evidence_for_another_key_is_refused() {
 fn renewal_changes_the_key_and_keeps_connections() {
     let (platform, clock) = (Platform::new(), Clock::at(NOW));
     let identity = identity(&platform, &clock);
-    let verifier = Arc::new(verifier(&platform, platform.policy(), &clock));
+    let verifier = Arc::new(verifier(&platform, told(&platform), &clock));
     let connect = || shake(verifier.client_config(None).unwrap(), ordinary(identity.clone())).unwrap();
     let key = |client: &ClientConnection| -> Hex<32> { verifier.peer(client).unwrap().evidence.key };
     let (mut before, mut server) = connect();

@@ -16,13 +16,9 @@ use enclos_platform::emulator::{
     machine::{Machine, MachineConfig},
 };
 use enclos_quoting::EmulatedQuoting;
-use enclos_verifier::Policy;
 use rustls::{pki_types::UnixTime, time_provider::TimeProvider};
 use sgx_isa::{Attributes, AttributesFlags, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
 use tempfile::TempDir;
-
-/// 2026-06-15.
-pub(crate) const NOW: u64 = 1_781_481_600;
 
 /// A clock that tests set.
 #[derive(Debug)]
@@ -84,10 +80,5 @@ impl Platform {
     pub(crate) fn attester(self: &Arc<Self>) -> impl Attester + use<> {
         let platform = Arc::clone(self);
         move |data: &[u8; 64]| Ok::<_, Box<dyn Error + Send + Sync>>(platform.attest(data))
-    }
-
-    /// A policy that accepts it, told its root.
-    pub(crate) fn policy(&self) -> Policy {
-        Policy { any_identity: true, emulated_roots: vec![self.quoting.root_key_id()], ..Policy::default() }
     }
 }
