@@ -4,7 +4,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -173,73 +173,97 @@ fn accepted(args: &Args, connection: &ClientConnection, peer: &Peer, ui: Ui) {
     if args.check { say!("{text}") } else { anstream::eprintln!("{text}") }
 }
 
+/// Bytes for the socket; the sender is dropped when they are written.
+type Outgoing = (Vec<u8>, Option<mpsc::Sender<()>>);
+
 /// Standard input to the server, and what it sends to standard output, until it closes.
 ///
-/// One thread reads standard input; the connection is used by both under a lock, and never while waiting for the network.
+/// Three threads: one reads standard input, one writes to the socket, this one reads from it. The TLS state is locked
+/// only for work in memory, never while waiting, so a server that answers before it has read everything blocks nobody.
 fn relay(stream: StreamOwned<ClientConnection, TcpStream>) -> io::Result<()> {
     let StreamOwned { conn, sock } = stream;
     sock.set_read_timeout(None)?;
     let mut incoming = sock.try_clone()?;
-    let shared = Arc::new(Mutex::new((conn, sock)));
-    let sender = Arc::clone(&shared);
+    let (outgoing, queue) = mpsc::channel::<Outgoing>();
+    // A socket that takes nothing more ends the threads; this one sees on reading why.
+    thread::spawn(move || queue.into_iter().try_for_each(|(bytes, _written)| (&sock).write_all(&bytes)));
+    let connection = Arc::new(Mutex::new(conn));
+    let (input, sending) = (Arc::clone(&connection), outgoing.clone());
     // Ends with the process: reading standard input cannot be interrupted.
-    thread::spawn(move || -> io::Result<()> {
-        let mut buffer = [0; 16 * 1024];
-        loop {
-            let count = io::stdin().read(&mut buffer)?;
-            let mut guard = sender.lock().unwrap_or_else(PoisonError::into_inner);
-            let (conn, sock) = &mut *guard;
-            match count {
-                0 => conn.send_close_notify(),
-                count => conn.writer().write_all(&buffer[..count])?,
-            }
-            while conn.wants_write() {
-                conn.write_tls(sock)?;
-            }
-            if count == 0 {
-                return Ok(());
-            }
-        }
-    });
+    thread::spawn(move || send_input(&input, &sending));
     let mut bytes = [0; 16 * 1024];
-    let mut plain = Vec::new();
     loop {
         let count = incoming.read(&mut bytes)?;
-        let closed = {
-            let mut guard = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            let (conn, sock) = &mut *guard;
-            let mut rest = &bytes[..count];
-            if rest.is_empty() {
-                conn.read_tls(&mut io::empty())?;
-            }
-            let mut closed = count == 0;
-            while !rest.is_empty() {
-                conn.read_tls(&mut rest)?;
-                let state = conn.process_new_packets().map_err(io::Error::other)?;
-                closed |= state.peer_has_closed();
-                if state.plaintext_bytes_to_read() > 0 {
-                    let length = plain.len();
-                    plain.resize(length + state.plaintext_bytes_to_read(), 0);
-                    conn.reader().read_exact(&mut plain[length..])?;
-                }
-            }
-            while conn.wants_write() {
-                conn.write_tls(sock)?;
-            }
-            closed
-        };
+        if count == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the server ended the connection without TLS's close: what it sent may be cut short",
+            ));
+        }
+        let (plain, closed) = receive(&mut lock(&connection), &bytes[..count], &outgoing)?;
         io::stdout().write_all(&plain)?;
         io::stdout().flush()?;
-        plain.clear();
         if closed {
-            return if count == 0 {
-                Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the server ended the connection without TLS's close: what it sent may be cut short",
-                ))
-            } else {
-                Ok(())
-            };
+            return Ok(());
         }
     }
+}
+
+fn send_input(connection: &Mutex<ClientConnection>, outgoing: &mpsc::Sender<Outgoing>) -> io::Result<()> {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        let count = io::stdin().read(&mut buffer)?;
+        let (done, written) = mpsc::channel();
+        {
+            let mut connection = lock(connection);
+            match count {
+                0 => connection.send_close_notify(),
+                count => connection.writer().write_all(&buffer[..count])?,
+            }
+            forward(&mut connection, outgoing, Some(done))?;
+        }
+        // Nothing is ever sent here: it ends when the bytes are written, or never will be.
+        let _ = written.recv();
+        if count == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// What bytes of the server say, and whether it has closed.
+fn receive(
+    connection: &mut ClientConnection,
+    mut bytes: &[u8],
+    outgoing: &mpsc::Sender<Outgoing>,
+) -> io::Result<(Vec<u8>, bool)> {
+    let (mut plain, mut closed) = (Vec::new(), false);
+    while !bytes.is_empty() && !closed {
+        connection.read_tls(&mut bytes)?;
+        let state = connection.process_new_packets().map_err(io::Error::other)?;
+        closed = state.peer_has_closed();
+        let from = plain.len();
+        plain.resize(from + state.plaintext_bytes_to_read(), 0);
+        connection.reader().read_exact(&mut plain[from..])?;
+    }
+    forward(connection, outgoing, None)?;
+    Ok((plain, closed))
+}
+
+/// Queues what the TLS state has to send. Called under its lock, so that records stay in order.
+fn forward(
+    connection: &mut ClientConnection,
+    outgoing: &mpsc::Sender<Outgoing>,
+    written: Option<mpsc::Sender<()>>,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    while connection.wants_write() {
+        connection.write_tls(&mut bytes)?;
+    }
+    // When the writing thread has ended, reading says why.
+    let _ = outgoing.send((bytes, written));
+    Ok(())
+}
+
+fn lock(connection: &Mutex<ClientConnection>) -> MutexGuard<'_, ClientConnection> {
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
 }

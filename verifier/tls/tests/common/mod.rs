@@ -54,10 +54,15 @@ impl Platform {
     /// What `attest` inside an enclave gives. The enclave is a copy of the quoting enclave, the one image at hand that is
     /// signed: production mode, ISVPRODID 1, ISVSVN 8.
     pub(crate) fn attest(&self, report_data: &[u8; 64]) -> Vec<u8> {
+        self.attest_as(report_data, AttributesFlags::MODE64BIT)
+    }
+
+    /// The same of an enclave with these attributes.
+    pub(crate) fn attest_as(&self, report_data: &[u8; 64], flags: AttributesFlags) -> Vec<u8> {
         let secs = Secs {
             size: 8192,
             ssaframesize: 1,
-            attributes: Attributes { flags: AttributesFlags::MODE64BIT, xfrm: 3 },
+            attributes: Attributes { flags, xfrm: 3 },
             ..Secs::default()
         };
         let mut state = EnclaveState::ecreate(Arc::clone(&self.machine), &secs).unwrap();
