@@ -19,6 +19,12 @@ pub trait CollateralSource: fmt::Debug + Send + Sync {
     fn collateral(&self, quote: &Quote<'_>, time: Time) -> Result<Arc<Collateral>, CollateralUnavailable>;
 }
 
+impl<S: CollateralSource + ?Sized> CollateralSource for Arc<S> {
+    fn collateral(&self, quote: &Quote<'_>, time: Time) -> Result<Arc<Collateral>, CollateralUnavailable> {
+        (**self).collateral(quote, time)
+    }
+}
+
 /// There is no collateral for a quote.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no collateral to judge the peer's evidence by: {reason}")]

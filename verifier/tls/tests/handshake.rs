@@ -1,22 +1,35 @@
 //! Handshakes between attested peers, and with clients that know nothing of it.
 
 mod common;
+/// Enclaves with any attributes, signed by test keys.
+#[path = "../../../platform/tests/common/mod.rs"]
+mod enclaves;
 
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     process::{Command, Stdio},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     thread,
+    time::Duration,
 };
 
 use common::{Clock, Platform};
+use enclaves::initialized_on;
 use enclos_attested_tls::{
-    AttestedIdentity, BindingError, BoundEvidence, CertificateOptions, OfflineCollateral, PeerVerifier,
-    Refusal,
+    AttestedIdentity, Attester, BindingError, BoundEvidence, CachedCollateral, CertificateOptions,
+    CollateralSource, CollateralUnavailable, OfflineCollateral, PeerVerifier, Refusal, TaggedEvidence,
 };
-use enclos_verifier::{Hex, Policy, Time};
-use rustls::{ClientConnection, ServerConfig, ServerConnection, StreamOwned, pki_types::ServerName};
+use enclos_verifier::{Collateral, Hex, Policy, Quote, Reason, Time};
+use rustls::{
+    ClientConnection, ServerConfig, ServerConnection, StreamOwned,
+    pki_types::ServerName,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use sgx_isa::AttributesFlags;
 
 /// 2026-06-15.
 const NOW: u64 = 1_781_481_600;
@@ -238,4 +251,161 @@ fn openssl_and_curl_take_the_certificate_for_an_ordinary_one() {
     x509.stdin.take().unwrap().write_all(shown.as_bytes()).unwrap();
     let text = String::from_utf8_lossy(&x509.wait_with_output().unwrap().stdout).into_owned();
     assert!(text.contains("2.23.133.5.4.9") && text.contains("DNS:localhost"), "{text}");
+}
+
+/// A certificate that an attester's evidence gets into, whatever it is.
+fn certificate(attester: impl Attester + 'static) -> Vec<u8> {
+    let options = CertificateOptions::default();
+    AttestedIdentity::new(attester, options, Clock::at(NOW)).unwrap().current().unwrap().cert[0].to_vec()
+}
+
+#[test]
+fn a_debug_enclave_is_refused_by_default() {
+    let (platform, clock) = (Platform::new(), Clock::at(NOW));
+    let on = Arc::clone(&platform);
+    let enclave = initialized_on(
+        Arc::clone(&platform.machine),
+        "signer",
+        |secs| secs.attributes.flags |= AttributesFlags::DEBUG,
+        |_| {},
+    );
+    let certificate = certificate(move |data: &[u8; 64]| {
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(common::quote(&on.quoting, &enclave, data))
+    });
+    let judged = |policy| verifier(&platform, policy, &clock).judge(&certificate, Time(NOW));
+    let Err(Refusal::Policy(verdict)) = judged(told(&platform)) else { panic!("accepted") };
+    assert_eq!(verdict.reasons, [Reason::Debug]);
+    assert!(judged(Policy { allow_debug: true, ..told(&platform) }).is_ok());
+}
+
+#[test]
+fn a_copied_certificate_without_its_key_is_refused_by_the_handshake() {
+    let (platform, clock) = (Platform::new(), Clock::at(NOW));
+    let victim = identity(&platform, &clock).current().unwrap();
+    let thief = identity(&platform, &clock).current().unwrap();
+    let stolen = Arc::new(CertifiedKey::new(victim.cert.clone(), Arc::clone(&thief.key)));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let server = |key: &Arc<CertifiedKey>| {
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_no_client_auth()
+                .with_cert_resolver(Arc::new(SingleCertAndKey::from((**key).clone())))
+        };
+        let verifier = Arc::new(verifier(&platform, told(&platform), &clock));
+        let client = || verifier.client_config(None).unwrap();
+        let error = shake(client(), server(&stolen)).unwrap_err();
+        assert_eq!(error, rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature));
+        assert!(shake(client(), server(&victim)).is_ok());
+    }
+}
+
+#[test]
+fn evidence_moved_into_another_certificate_is_refused() {
+    let (platform, clock) = (Platform::new(), Clock::at(NOW));
+    let one = certificate(platform.attester());
+    let other = certificate(platform.attester());
+    // Both have P-256 keys: the point follows this header.
+    let header = [0x03, 0x42, 0x00, 0x04];
+    let point = |bytes: &[u8]| bytes.windows(4).position(|w| w == header).unwrap() + 4;
+    let mut moved = one.clone();
+    moved[point(&one)..][..64].copy_from_slice(&other[point(&other)..][..64]);
+    let judged = verifier(&platform, told(&platform), &clock).judge(&moved, Time(NOW));
+    assert!(matches!(judged, Err(Refusal::Binding(BindingError::OtherKey))), "{judged:?}");
+}
+
+#[test]
+fn no_changed_byte_of_the_extension_is_accepted_or_panics() {
+    let (platform, clock) = (Platform::new(), Clock::at(NOW));
+    let certificate = certificate(platform.attester());
+    let verifier = verifier(&platform, told(&platform), &clock);
+    let evidence = verifier.judge(&certificate, Time(NOW)).unwrap().evidence;
+    let claims = evidence.claims.unwrap().encode();
+    // The claims follow the quote, after the two bytes of their own length.
+    let after_quote = claims.len() + 2;
+    let value = TaggedEvidence { quote: evidence.quote, claims }.encode();
+    let start = certificate.windows(value.len()).position(|w| w == value).unwrap();
+    let mut immaterial = Vec::new();
+    for at in start..start + value.len() {
+        let mut changed = certificate.clone();
+        changed[at] ^= 0x20;
+        if verifier.judge(&changed, Time(NOW)).is_ok() {
+            immaterial.push((at - start, value[at - start]));
+        }
+    }
+    // Everything matters but the newline after the last certificate of the quote's PEM chain.
+    let newline = value.len() - after_quote - 1;
+    assert_eq!(immaterial, [(newline, b'\n')]);
+}
+
+/// A provisioning service that counts, and can be away.
+#[derive(Debug)]
+struct Service {
+    platform: CollateralOf,
+    asked: AtomicU64,
+    away: AtomicBool,
+}
+
+/// Collateral issued at a time.
+struct CollateralOf(Arc<Platform>);
+
+impl std::fmt::Debug for CollateralOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CollateralOf")
+    }
+}
+
+impl CollateralSource for Service {
+    fn collateral(&self, _: &Quote<'_>, time: Time) -> Result<Arc<Collateral>, CollateralUnavailable> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        match self.away.load(Ordering::Relaxed) {
+            true => Err(CollateralUnavailable { reason: "the service is away".into() }),
+            false => Ok(Arc::new(self.platform.0.quoting.collateral(time).unwrap())),
+        }
+    }
+}
+
+#[test]
+fn collateral_is_kept_renewed_before_it_expires_and_never_done_without() {
+    const DAY: u64 = 24 * 60 * 60;
+    let platform = Platform::new();
+    let service = Arc::new(Service {
+        platform: CollateralOf(Arc::clone(&platform)),
+        asked: AtomicU64::new(0),
+        away: AtomicBool::new(false),
+    });
+    let cached = CachedCollateral::new(Arc::clone(&service), Duration::from_secs(5 * DAY));
+    let bytes = platform.attest(&[0; 64]);
+    let quote = Quote::parse(&bytes).unwrap();
+    let asked = || service.asked.load(Ordering::Relaxed);
+    let at = |days: u64| cached.collateral(&quote, Time(NOW + days * DAY));
+
+    // Issued for thirty days; kept for twenty-five.
+    let first = at(0).unwrap();
+    assert!(Arc::ptr_eq(&first, &at(20).unwrap()));
+    assert_eq!(asked(), 1);
+    let second = at(26).unwrap();
+    assert_eq!((asked(), Arc::ptr_eq(&first, &second)), (2, false));
+
+    // The service is away when it is asked again: what is there is used while it is valid, and not a day longer.
+    service.away.store(true, Ordering::Relaxed);
+    assert!(Arc::ptr_eq(&second, &at(53).unwrap()));
+    assert_eq!(asked(), 3);
+    assert!(cached.collateral(&quote, Time(NOW + 53 * DAY + 1)).is_ok());
+    assert_eq!(asked(), 3, "not asked again at once");
+    assert_eq!(at(57).unwrap_err().reason, "the service is away");
+
+    // No collateral at all: the peer is refused, and told apart from one that the policy refuses.
+    let clock = Clock::at(NOW);
+    let nothing = Arc::new(CachedCollateral::new(Arc::clone(&service), Duration::ZERO));
+    let verifier = PeerVerifier::new(told(&platform), nothing, clock.clone());
+    assert!(refused(verifier, ordinary(identity(&platform, &clock))).contains("the service is away"));
+}
+
+#[test]
+fn an_ordinary_certificate_is_told_from_an_attested_one() {
+    let (platform, clock) = (Platform::new(), Clock::at(NOW));
+    let plain = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let judged = verifier(&platform, told(&platform), &clock).judge(plain.cert.der(), Time(NOW));
+    assert!(matches!(judged, Err(Refusal::Binding(BindingError::NoEvidence))), "{judged:?}");
 }

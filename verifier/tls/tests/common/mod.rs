@@ -38,7 +38,7 @@ impl TimeProvider for Clock {
 
 /// An emulated platform with an enclave on it.
 pub(crate) struct Platform {
-    machine: Arc<Machine>,
+    pub(crate) machine: Arc<Machine>,
     pub(crate) quoting: EmulatedQuoting,
     _state: TempDir,
 }
@@ -54,15 +54,10 @@ impl Platform {
     /// What `attest` inside an enclave gives. The enclave is a copy of the quoting enclave, the one image at hand that is
     /// signed: production mode, ISVPRODID 1, ISVSVN 8.
     pub(crate) fn attest(&self, report_data: &[u8; 64]) -> Vec<u8> {
-        self.attest_as(report_data, AttributesFlags::MODE64BIT)
-    }
-
-    /// The same of an enclave with these attributes.
-    pub(crate) fn attest_as(&self, report_data: &[u8; 64], flags: AttributesFlags) -> Vec<u8> {
         let secs = Secs {
             size: 8192,
             ssaframesize: 1,
-            attributes: Attributes { flags, xfrm: 3 },
+            attributes: Attributes { flags: AttributesFlags::MODE64BIT, xfrm: 3 },
             ..Secs::default()
         };
         let mut state = EnclaveState::ecreate(Arc::clone(&self.machine), &secs).unwrap();
@@ -76,14 +71,19 @@ impl Platform {
         }
         let signature = include_bytes!("../../../../services/quoting/src/qe.sigstruct");
         state.einit(&Sigstruct::try_copy_from(signature).unwrap(), None).unwrap();
-        let report = ereport(&state, &self.quoting.target_info(), report_data);
-        let mut bytes = [0; 432];
-        bytes.copy_from_slice(report.as_ref());
-        self.quoting.quote(&bytes).unwrap()
+        quote(&self.quoting, &state, report_data)
     }
 
     pub(crate) fn attester(self: &Arc<Self>) -> impl Attester + use<> {
         let platform = Arc::clone(self);
         move |data: &[u8; 64]| Ok::<_, Box<dyn Error + Send + Sync>>(platform.attest(data))
     }
+}
+
+/// What `attest` inside this enclave gives.
+pub(crate) fn quote(quoting: &EmulatedQuoting, enclave: &EnclaveState, report_data: &[u8; 64]) -> Vec<u8> {
+    let report = ereport(enclave, &quoting.target_info(), report_data);
+    let mut bytes = [0; 432];
+    bytes.copy_from_slice(report.as_ref());
+    quoting.quote(&bytes).unwrap()
 }
