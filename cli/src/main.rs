@@ -17,8 +17,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    aesm, attestation_service, bench, build, doctor, image, inspect, keygen, new, pccs, quote, run, sign,
-    verify,
+    aesm, attestation_service, bench, build, connect, doctor, image, inspect, keygen, new, pccs, quote, run,
+    sign, verify,
 };
 use crate::ui::Ui;
 
@@ -28,7 +28,7 @@ Exit codes:
   1    it failed; standard error names cause and cure
   2    wrong usage
   3    `doctor`: nothing here can run an enclave
-  4    `verify`: the evidence is refused
+  4    `verify`, `connect`: the evidence is refused
   70   `run`: the enclave ended by a fault
   Otherwise `run` ends with the exit code of the program it ran.
 
@@ -79,6 +79,8 @@ enum Command {
     Pccs(pccs::Args),
     /// Say what this machine has and lacks for enclaves
     Doctor(doctor::Args),
+    /// Connect to an attested TLS server, say what it is, and talk to it
+    Connect(connect::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
     Bench(bench::Args),
     /// Serve Azure Attestation's REST interface over local appraisal
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         Command::Aesm(args) => aesm::run(&args, ui(args.json)),
         Command::Pccs(args) => pccs::run(&args, ui(args.json)),
         Command::Doctor(args) => doctor::run(&args, ui(args.json)),
+        Command::Connect(args) => connect::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
         Command::AttestationService(args) => attestation_service::run(&args, ui(args.json)),
     };

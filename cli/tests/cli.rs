@@ -78,6 +78,7 @@ fn help_has_examples_and_exit_codes() {
         "verify",
         "aesm",
         "pccs",
+        "connect",
     ] {
         let help = ok(enclos(folder.path()).args([command, "--help"]));
         assert!(

@@ -4,6 +4,7 @@ pub(crate) mod aesm;
 pub(crate) mod attestation_service;
 pub(crate) mod bench;
 pub(crate) mod build;
+pub(crate) mod connect;
 pub(crate) mod doctor;
 pub(crate) mod image;
 pub(crate) mod inspect;
@@ -94,6 +95,8 @@ pub(crate) enum Error {
     Spawn { program: String, source: io::Error },
     #[error("{what} failed; the messages above say why")]
     Cargo { what: String },
+    #[error("{0}")]
+    Peer(String),
     #[error("{0}")]
     Usage(String),
 }

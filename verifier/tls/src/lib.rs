@@ -1,0 +1,17 @@
+//! TLS whose certificates carry evidence: rustls on both sides, in the interoperable RA-TLS format.
+#![forbid(unsafe_code)]
+
+mod attester;
+mod certificate;
+mod collateral;
+mod format;
+mod peer;
+
+pub use attester::{AttestedIdentity, Attester, CertificateOptions, IssueError, Renewal};
+pub use certificate::{BindingError, BoundEvidence, EvidenceForm, GRAMINE_QUOTE_OID};
+pub use collateral::{CachedCollateral, CollateralSource, CollateralUnavailable, OfflineCollateral};
+pub use format::{
+    Claims, EVIDENCE_OID, FormatError, HashAlgorithm, HashEntry, INTEL_QUOTE_TAG, REPORT_DATA,
+    TaggedEvidence, report_data,
+};
+pub use peer::{Peer, PeerVerifier, Refusal};
