@@ -35,6 +35,7 @@ pub(crate) const STEPS: &[Step] = &[
         about: "the attestation service's evidence inspector in headless Chromium",
         run: inspector,
     },
+    Step { name: "fuzz", about: "every fuzz target for a few seconds, guided by coverage", run: fuzz },
     Step {
         name: "vault",
         about: "the README's first command, twice: the vault survives a restart",
@@ -131,6 +132,12 @@ fn inspector(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/inspector/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
+}
+
+fn fuzz(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    // libFuzzer is C++.
+    install(&[], &[("c++", "g++")], tally)?;
+    run(Command::new("bash").arg(c.root.join("fuzz/run.sh")).current_dir(&c.root), tally).map(drop)
 }
 
 /// Installs Debian packages for headers and programs that are missing.
