@@ -35,6 +35,11 @@ pub(crate) const STEPS: &[Step] = &[
         about: "the attestation service's evidence inspector in headless Chromium",
         run: inspector,
     },
+    Step {
+        name: "openapi",
+        about: "schemathesis against the attestation service's OpenAPI description",
+        run: openapi,
+    },
     Step { name: "fuzz", about: "every fuzz target for a few seconds, guided by coverage", run: fuzz },
     Step {
         name: "vault",
@@ -103,16 +108,19 @@ fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     if !has_quotes(c) {
         return Ok(());
     }
-    // Debian's Python comes without what `venv` needs.
-    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
-    let venv = match has_venv.is_ok_and(|o| o.status.success()) {
-        true => ("python3", "python3"),
-        false => ("", "python3-venv"),
-    };
-    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv], tally)?;
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], tally)?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/azure-attestation/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
+}
+
+/// What [`install`] needs for virtual environments: Debian's Python comes without.
+fn venv() -> (&'static str, &'static str) {
+    let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
+    match has_venv.is_ok_and(|o| o.status.success()) {
+        true => ("python3", "python3"),
+        false => ("", "python3-venv"),
+    }
 }
 
 /// Whether the recorded quotes are there; says so when they are not.
@@ -131,6 +139,13 @@ fn inspector(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")], tally)?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/inspector/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
+}
+
+fn openapi(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[venv()], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/openapi/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
 }
 
