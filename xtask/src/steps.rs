@@ -47,6 +47,12 @@ pub(crate) const STEPS: &[Step] = &[
         run: inspector,
     },
     Step {
+        name: "openapi",
+        about: "schemathesis against the attestation service's OpenAPI description",
+        run: openapi,
+    },
+    Step { name: "fuzz", about: "every fuzz target for a few seconds, guided by coverage", run: fuzz },
+    Step {
         name: "vault",
         about: "the README's first command, twice: the vault survives a restart",
         run: vault,
@@ -159,7 +165,7 @@ fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     run(&mut suite, tally).map(drop)
 }
 
-/// Debian's Python comes without what `venv` needs.
+/// What [`install`] needs for virtual environments: Debian's Python comes without.
 fn venv() -> (&'static str, &'static str) {
     let has_venv = Command::new("python3").args(["-c", "import ensurepip, venv"]).output();
     match has_venv.is_ok_and(|o| o.status.success()) {
@@ -185,6 +191,19 @@ fn inspector(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/inspector/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
+}
+
+fn openapi(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[venv()], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/openapi/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
+}
+
+fn fuzz(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    // libFuzzer is C++.
+    install(&[], &[("c++", "g++")], tally)?;
+    run(Command::new("bash").arg(c.root.join("fuzz/run.sh")).current_dir(&c.root), tally).map(drop)
 }
 
 /// Installs Debian packages for headers and programs that are missing.
