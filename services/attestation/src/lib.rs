@@ -40,7 +40,9 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// [`StartError`] when something the configuration names is not usable.
 pub async fn run(config: Config) -> Result<(), StartError> {
-    Server::bind(config).await?.serve(stopped()).await;
+    // Before the service says that it is ready: who hears that may ask it to stop at once.
+    let stopped = stopped();
+    Server::bind(config).await?.serve(stopped).await;
     Ok(())
 }
 
@@ -61,21 +63,19 @@ pub fn serve_file(path: &std::path::Path, level: &str) -> Result<(), StartError>
     runtime.block_on(run(config))
 }
 
-/// Done when the process is asked to stop.
-async fn stopped() {
-    let interrupt = async {
-        // Without a handler the process ends at an interrupt anyway.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! { () = interrupt => {}, _ = terminate.recv() => {} }
-            return;
+/// Done when the process is asked to stop, from now on.
+fn stopped() -> impl Future<Output = ()> + Send + 'static {
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+    // A signal that cannot be caught ends the process at once, as it would any other.
+    let [mut terminate, mut interrupt] =
+        [SignalKind::terminate(), SignalKind::interrupt()].map(|kind| signal(kind).ok());
+    async fn came(signal: Option<&mut Signal>) {
+        match signal {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
         }
     }
-    interrupt.await;
+    async move {
+        tokio::select! { () = came(terminate.as_mut()) => {}, () = came(interrupt.as_mut()) => {} }
+    }
 }
