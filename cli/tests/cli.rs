@@ -64,21 +64,8 @@ fn help_has_examples_and_exit_codes() {
     let help = ok(enclos(folder.path()).arg("--help"));
     assert!(help.contains("Exit codes:") && help.contains("enclos new demo"));
     for command in [
-        "new",
-        "build",
-        "sign",
-        "keygen",
-        "inspect",
-        "run",
-        "image",
-        "doctor",
-        "bench",
-        "attestation-service",
-        "quote",
-        "verify",
-        "aesm",
-        "pccs",
-        "connect",
+        "new", "build", "sign", "keygen", "inspect", "run", "image", "doctor", "bench", "quote", "verify",
+        "aesm", "pccs", "connect",
     ] {
         let help = ok(enclos(folder.path()).args([command, "--help"]));
         assert!(
@@ -119,6 +106,16 @@ fn doctor_answers_people_and_programs() {
     assert!(said.contains("Emulator can be used") && !said.contains('\x1b'), "{said}");
 }
 
+#[cfg(not(feature = "attestation-service"))]
+#[test]
+fn a_build_without_the_attestation_service_says_how_to_get_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = fails(enclos(folder.path()).args(["attestation-service", "--check", "service.toml"]), 2);
+    assert!(said.contains("--features attestation-service"), "{said}");
+    assert!(ok(enclos(folder.path()).args(["attestation-service", "--help"])).contains("--features"));
+}
+
+#[cfg(feature = "attestation-service")]
 #[test]
 fn the_attestation_service_checks_serves_and_stops() {
     let folder = tempfile::tempdir().unwrap();
@@ -128,6 +125,7 @@ fn the_attestation_service_checks_serves_and_stops() {
     assert_eq!(ok(enclos(here).args(["attestation-service", "--example"])).trim_end(), example.trim_end());
     fails(enclos(here).args(["attestation-service", "--example", "service.toml"]), 2);
     fails(enclos(here).arg("attestation-service"), 2);
+    assert!(ok(enclos(here).args(["attestation-service", "--help"])).contains("Examples:"));
     let usable = json(&ok(enclos(here).args(["attestation-service", "--check", "--json", "service.toml"])));
     assert_eq!(usable["listen"], "127.0.0.1:8080");
     assert!(!here.join("attestation-data").exists(), "checking makes nothing");

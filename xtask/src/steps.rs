@@ -76,7 +76,9 @@ pub(crate) const STEPS: &[Step] = &[
 ];
 
 fn workspace(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    run(c.cargo(&c.root).args(["test", "--workspace", "--no-fail-fast"]), tally).map(drop)
+    run(c.cargo(&c.root).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
+    let service = ["--package", "enclos-cli", "--test", "cli", "--features", "attestation-service"];
+    run(c.cargo(&c.root).arg("test").args(service), tally).map(drop)
 }
 
 /// Packages whose tests start enclaves.

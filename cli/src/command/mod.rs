@@ -1,6 +1,10 @@
 //! The commands, one file each: its arguments, and what it does.
 
 pub(crate) mod aesm;
+#[cfg(feature = "attestation-service")]
+pub(crate) mod attestation_service;
+#[cfg(not(feature = "attestation-service"))]
+#[path = "attestation_service_absent.rs"]
 pub(crate) mod attestation_service;
 pub(crate) mod bench;
 pub(crate) mod build;
@@ -89,6 +93,7 @@ pub(crate) enum Error {
     Mismatch(#[from] CollateralMismatch),
     #[error("the enclave did not end by itself: {0}")]
     End(End),
+    #[cfg(feature = "attestation-service")]
     #[error("the attestation service cannot serve")]
     Service(#[from] enclos_attestation_service::StartError),
     #[error("cannot start {program}: {source}; is it installed and in PATH?")]
