@@ -80,9 +80,11 @@ impl From<CallError<NoQuote>> for AttestError {
 pub fn attest(report_data: &[u8; REPORT_DATA]) -> Result<Evidence, AttestError> {
     let quoting = host::<QuotingClient<HostTransport>>()?;
     // Whoever the host names as target learns only what the quote is to tell anyway.
-    let target = Targetinfo::try_copy_from(&quoting.target_info()?).unwrap_or_default();
+    let size = |what| AttestError::Foreign { what };
+    let target =
+        Targetinfo::try_copy_from(&quoting.target_info()?).ok_or(size("its TARGETINFO has another size"))?;
     let own = report(&target, report_data)?;
-    let own: &[u8; REPORT] = &own.as_ref().try_into().unwrap_or([0; REPORT]);
+    let own: &[u8; REPORT] = own.as_ref().try_into().map_err(|_| size("REPORTs have another size"))?;
     let quote = quoting.quote(own)?;
     is_of(&quote, &own[..REPORT_BODY]).map_err(|what| AttestError::Foreign { what })?;
     Ok(Evidence { quote })
