@@ -1,8 +1,8 @@
 //! `enclos build`
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use enclos_pack::sign::hex;
 use enclos_pack::{Date, Image, Progress, SigningKey, build_application};
@@ -163,14 +163,45 @@ impl Display {
     }
 }
 
-/// Builds the binary of a crate as cargo builds it, and says where it is.
-///
-/// # Errors
-/// When cargo fails or there is no binary.
-pub(crate) fn cargo_binary(manifest: &Path, ui: Ui) -> Result<PathBuf, Error> {
-    let mut command = cargo("build");
-    command.arg("--manifest-path").arg(manifest);
-    run_cargo(command, "building the host program", ui)
+/// A host program that is built while its enclave is: either compiler leaves a core idle at times.
+pub(crate) struct HostBuild {
+    manifest: PathBuf,
+    /// Says nothing: what it would say is said by the build that finds its work done.
+    ahead: Option<Child>,
+}
+
+impl HostBuild {
+    /// Starts building the binary of a crate.
+    pub(crate) fn start(manifest: PathBuf) -> Self {
+        let mut command = cargo("build");
+        command.arg("--quiet").arg("--manifest-path").arg(&manifest);
+        let ahead = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok();
+        Self { manifest, ahead }
+    }
+
+    /// Waits for the end, and says where the binary is.
+    ///
+    /// # Errors
+    /// When cargo fails or there is no binary.
+    pub(crate) fn finish(mut self, ui: Ui) -> Result<PathBuf, Error> {
+        if let Some(mut child) = self.ahead.take() {
+            let _bar = ui.wait("building the host program");
+            let _ = child.wait();
+        }
+        let mut command = cargo("build");
+        command.arg("--manifest-path").arg(&self.manifest);
+        run_cargo(command, "building the host program", ui)
+    }
+}
+
+impl Drop for HostBuild {
+    /// The enclave failed: nobody waits for the host any more.
+    fn drop(&mut self) {
+        if let Some(mut child) = self.ahead.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 /// `cargo <task> --release`, the cargo that runs us if one does.

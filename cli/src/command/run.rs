@@ -11,7 +11,7 @@ use enclos_host::aesm::SOCKET_VARIABLE;
 use enclos_host::{Enclave, PlatformChoice, StartError};
 use enclos_platform::hardware::{self, Hardware};
 
-use super::build::{self, Built};
+use super::build::{self, Built, HostBuild};
 use super::{Error, Outcome, say_identity};
 use crate::project::Project;
 use crate::quoting::{self, PrivateAesm, TcbStateOption};
@@ -50,6 +50,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let project = Project::open(&args.project, ui)?;
+    let host = project.host().map(HostBuild::start);
     let built = build::image(&project, &args.options, ui)?;
     say_identity(&built.image, ui);
     let platform = resolve(args.platform)?;
@@ -59,11 +60,11 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         ui.warn("the platform is an emulated SGX CPU: it runs the same image, and protects nothing");
     }
     let aesm = aesm(&project, platform)?;
-    match project.host() {
+    match host {
         Some(_) if args.stats => Err(Error::Usage(
             "--stats is for projects without a host program; a host program asks Enclave::statistics() itself".into(),
         )),
-        Some(manifest) => run_host(&manifest, &built, platform, aesm.as_ref(), args, ui),
+        Some(host) => run_host(host, &built, platform, aesm.as_ref(), args, ui),
         None => run_inside(&built, platform, aesm.as_ref(), args, ui),
     }
 }
@@ -95,7 +96,7 @@ pub(crate) fn resolve(choice: PlatformChoice) -> Result<PlatformChoice, Error> {
 }
 
 fn run_host(
-    manifest: &Path,
+    host: HostBuild,
     built: &Built,
     platform: PlatformChoice,
     aesm: Option<&PrivateAesm>,
@@ -103,7 +104,7 @@ fn run_host(
     ui: Ui,
 ) -> Outcome {
     ui.status("building", "the host program");
-    let program = build::cargo_binary(manifest, ui)?;
+    let program = host.finish(ui)?;
     ui.status("running", program.display());
     let mut command = Command::new(&program);
     command.args(&args.arguments).env("ENCLOS_IMAGE", &built.path);
