@@ -6,10 +6,14 @@ use der::{
     asn1::ObjectIdentifier,
     pem::{LineEnding, encode_string},
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject};
 use x509_cert::Certificate;
 
-use crate::{crypto::sha256, quote::Quote, roots::NotACertificate, types::Hex};
+use crate::{
+    crypto::sha256,
+    quote::Quote,
+    roots::{NotACertificate, der_of},
+    types::Hex,
+};
 
 /// The extension that holds the report (Microsoft's arc; Open Enclave SDK, `X509_OID_FOR_QUOTE_STRING`).
 pub const SIGNING_EVIDENCE_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.311.105.1");
@@ -32,11 +36,8 @@ impl SigningEvidence {
     /// [`NotACertificate`] when it is neither.
     pub fn of(certificate: &[u8]) -> Result<Option<Self>, NotACertificate> {
         let no = |error: der::Error| NotACertificate(error.to_string());
-        let parsed = match CertificateDer::from_pem_slice(certificate) {
-            Ok(der) => Certificate::from_der(&der),
-            Err(_) => Certificate::from_der(certificate),
-        }
-        .map_err(no)?;
+        let der = der_of(certificate).map_err(|error| NotACertificate(error.to_string()))?;
+        let parsed = Certificate::from_der(&der).map_err(no)?;
         let tbs = parsed.tbs_certificate();
         let Some(extension) =
             tbs.extensions().and_then(|all| all.iter().find(|one| one.extn_id == SIGNING_EVIDENCE_OID))
@@ -44,7 +45,8 @@ impl SigningEvidence {
             return Ok(None);
         };
         let report = extension.extn_value.as_bytes().to_vec();
-        let rest = Quote::parse(&report).ok().and_then(|quote| quote.report_data().last_chunk().map(Hex::from));
+        let rest =
+            Quote::parse(&report).ok().and_then(|quote| quote.report_data().last_chunk().map(Hex::from));
         let key = Hex(signing_key_digest(&tbs.subject_public_key_info().to_der().map_err(no)?));
         Ok(Some(Self { report, key, rest }))
     }

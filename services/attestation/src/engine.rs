@@ -161,8 +161,7 @@ impl Service {
     ) -> Result<serde_json::Value, ServiceError> {
         let invalid = ServiceError::InvalidParameter;
         let text = || {
-            std::str::from_utf8(body)
-                .map_err(|error| invalid(format!("the body is not UTF-8 text: {error}")))
+            std::str::from_utf8(body).map_err(|error| invalid(format!("the body is not UTF-8 text: {error}")))
         };
         match operation {
             Operation::Attest(kind, format) => {
@@ -193,23 +192,33 @@ impl Service {
 
 /// An engine inside an enclave, called through its typed client.
 #[derive(Debug)]
-pub struct InEnclave<T>(pub EngineClient<T>);
+pub struct InEnclave<T, K> {
+    client: EngineClient<T>,
+    _keep: K,
+}
 
-impl<T: Transport> Engine for InEnclave<T> {
+impl<T: Transport, K> InEnclave<T, K> {
+    /// The engine behind a client. `keep` is kept for as long: the enclave, and what serves it.
+    pub fn new(client: EngineClient<T>, keep: K) -> Self {
+        Self { client, _keep: keep }
+    }
+}
+
+impl<T: Transport, K> Engine for InEnclave<T, K> {
     fn answer(&self, tenant: &str, operation: Operation, body: &[u8]) -> Result<String, Refused> {
-        self.0.answer(tenant, operation, body).map_err(refused)
+        self.client.answer(tenant, operation, body).map_err(refused)
     }
 
     fn published_keys(&self) -> Result<String, Refused> {
-        self.0.published_keys().map_err(refused)
+        self.client.published_keys().map_err(refused)
     }
 
     fn rotate_keys(&self) -> Result<(), Refused> {
-        self.0.rotate_keys().map_err(refused)
+        self.client.rotate_keys().map_err(refused)
     }
 
     fn status(&self) -> Result<Status, Refused> {
-        self.0.status().map_err(refused)
+        self.client.status().map_err(refused)
     }
 }
 

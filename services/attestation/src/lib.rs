@@ -32,7 +32,9 @@ mod tls;
 pub mod tokens;
 
 pub use inspector::{InspectRequest, Inspection, MAX_EVIDENCE};
-pub use service::{AttestRequest, AttestationType, OpenError, Service, ServiceError, TenantContext, TokenFormat};
+pub use service::{
+    AttestRequest, AttestationType, OpenError, Service, ServiceError, TenantContext, TokenFormat,
+};
 
 #[cfg(feature = "server")]
 pub use self::{
@@ -88,7 +90,8 @@ mod process {
         let config = Config::read(path)?;
         let filter = EnvFilter::try_from_env("ENCLOS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
         // Whoever embeds the service may have a subscriber already; then its choice holds.
-        let _ = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        let _ =
+            tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).try_init();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

@@ -8,7 +8,8 @@ use std::{
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use enclos_verifier::{
-    Appraisal, Platform, Policy as Demands, PolicyError, Quote, SnpCollateral, SnpReport, Tee, Time, Verifier,
+    Appraisal, Platform, Policy as Demands, PolicyError, Quote, SnpCollateral, SnpReport, Tee, Time,
+    Verifier,
     quote::{Body, without_oe_header},
 };
 use serde::{Deserialize, Serialize};
@@ -265,10 +266,8 @@ impl Service {
         for tenant in &settings.tenants {
             match &tenant.policy_signers {
                 Some(signers) => {
-                    let signers = initial_signers(signers).map_err(|reason| OpenError::PolicySigners {
-                        tenant: tenant.name.clone(),
-                        reason,
-                    })?;
+                    let signers = initial_signers(signers)
+                        .map_err(|reason| OpenError::PolicySigners { tenant: tenant.name.clone(), reason })?;
                     store.seed_certificates(&tenant.name, &signers)?;
                 }
                 None if is_inside && !store.signers(&tenant.name)?.chains.is_empty() => {

@@ -156,6 +156,9 @@ impl KeyRing {
                     None => SigningKey::load(key, self.may_sign(key)),
                 })
                 .collect::<Result<Vec<_>, _>>()?;
+            if next.iter().all(|key| key.pair.is_none()) {
+                return Err(KeyError::Make("its certificate has no evidence for it".into()));
+            }
             *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = next;
             return Ok(());
         }
@@ -247,8 +250,7 @@ impl SigningKey {
         let pair = self.pair.as_ref().ok_or_else(|| KeyError::Make("this key signs no more".into()))?;
         let mut token = self.unsigned(issuer, "RS256", claims);
         let mut signed = vec![0; pair.public_modulus_len()];
-        pair
-            .sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), token.as_bytes(), &mut signed)
+        pair.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), token.as_bytes(), &mut signed)
             .map_err(|_| KeyError::Make("signing failed".into()))?;
         token.push('.');
         token.push_str(&base64url(&signed));

@@ -185,7 +185,9 @@ impl Contents {
 
     fn insert(&mut self, name: &str, blob: &[u8], expected: u64) -> Result<(), StoreError> {
         match kind_of(name)? {
-            Kind::Tenant(tenant) => drop(self.tenants.insert(tenant.to_owned(), opened(name, blob, expected)?)),
+            Kind::Tenant(tenant) => {
+                drop(self.tenants.insert(tenant.to_owned(), opened(name, blob, expected)?))
+            }
             Kind::Key(made) => drop(self.keys.insert(made, opened(name, blob, expected)?)),
         }
         Ok(())
@@ -368,7 +370,9 @@ fn opened<T: DeserializeOwned>(name: &str, blob: &[u8], expected: u64) -> Result
     if version != expected {
         return Err(damaged(
             name,
-            &format!("it is of version {version}, the last one written is {expected}: an old one was brought back"),
+            &format!(
+                "it is of version {version}, the last one written is {expected}: an old one was brought back"
+            ),
         ));
     }
     Ok(contents)

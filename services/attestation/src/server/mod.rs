@@ -520,7 +520,6 @@ fn request_id() -> String {
     hex::encode(id)
 }
 
-
 #[cfg(test)]
 mod tests {
     use axum::http::Method;

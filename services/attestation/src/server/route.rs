@@ -72,11 +72,13 @@ impl Route {
         use Operation::{Attest, GetPolicy, ResetPolicy, SetPolicy, TcbBaselines};
         match self {
             Self::Engine(TcbBaselines(_)) => Version::V2025,
-            Self::Engine(Attest(kind, _) | GetPolicy(kind) | SetPolicy(kind) | ResetPolicy(kind)) => match kind {
-                AttestationType::SgxEnclave | AttestationType::OpenEnclave => Version::V2020,
-                AttestationType::SevSnpVm => Version::V2022,
-                AttestationType::TdxVm => Version::V2025,
-            },
+            Self::Engine(Attest(kind, _) | GetPolicy(kind) | SetPolicy(kind) | ResetPolicy(kind)) => {
+                match kind {
+                    AttestationType::SgxEnclave | AttestationType::OpenEnclave => Version::V2020,
+                    AttestationType::SevSnpVm => Version::V2022,
+                    AttestationType::TdxVm => Version::V2025,
+                }
+            }
             _ => Version::V2020,
         }
     }
@@ -105,18 +107,24 @@ impl Route {
         };
         let engine = Self::Engine;
         let (allowed, route): (&[Method], _) = match (first, second, third) {
-            ("attest", Some(name), None) => (&[Method::POST], engine(Operation::Attest(kind(name)?, TokenFormat::default()))),
+            ("attest", Some(name), None) => {
+                (&[Method::POST], engine(Operation::Attest(kind(name)?, TokenFormat::default())))
+            }
             ("policies", Some(name), None) => match name.strip_suffix(":reset") {
                 Some(name) => (&[Method::POST], engine(Operation::ResetPolicy(kind(name)?))),
                 None if method == Method::PUT => (&[Method::PUT], engine(Operation::SetPolicy(kind(name)?))),
                 None => (&[Method::GET, Method::PUT], engine(Operation::GetPolicy(kind(name)?))),
             },
             ("certificates", None, None) => (&[Method::GET], engine(Operation::Certificates)),
-            ("certificates:add", None, None) => (&[Method::POST], engine(Operation::ChangeCertificate { present: true })),
+            ("certificates:add", None, None) => {
+                (&[Method::POST], engine(Operation::ChangeCertificate { present: true }))
+            }
             ("certificates:remove", None, None) => {
                 (&[Method::POST], engine(Operation::ChangeCertificate { present: false }))
             }
-            ("tcbbaselines", Some(name), None) => (&[Method::GET], engine(Operation::TcbBaselines(kind(name)?))),
+            ("tcbbaselines", Some(name), None) => {
+                (&[Method::GET], engine(Operation::TcbBaselines(kind(name)?)))
+            }
             ("certs", None, None) => (&[Method::GET], Self::Keys),
             (".well-known", Some("openid-configuration"), None) => {
                 (&[Method::GET], Self::OpenIdConfiguration)
@@ -210,9 +218,18 @@ mod tests {
         let attest = Route::Engine(Operation::Attest(AttestationType::SgxEnclave, TokenFormat::Maa));
         assert_eq!(route("POST", "/attest/SgxEnclave"), Ok(attest));
         assert_eq!(route("POST", "/attest/sgxenclave/"), Ok(attest));
-        assert_eq!(route("PUT", "/policies/TdxVm"), Ok(Route::Engine(Operation::SetPolicy(AttestationType::TdxVm))));
-        assert_eq!(route("POST", "/policies/TdxVm:reset"), Ok(Route::Engine(Operation::ResetPolicy(AttestationType::TdxVm))));
-        assert_eq!(route("POST", "/certificates:remove"), Ok(Route::Engine(Operation::ChangeCertificate { present: false })));
+        assert_eq!(
+            route("PUT", "/policies/TdxVm"),
+            Ok(Route::Engine(Operation::SetPolicy(AttestationType::TdxVm)))
+        );
+        assert_eq!(
+            route("POST", "/policies/TdxVm:reset"),
+            Ok(Route::Engine(Operation::ResetPolicy(AttestationType::TdxVm)))
+        );
+        assert_eq!(
+            route("POST", "/certificates:remove"),
+            Ok(Route::Engine(Operation::ChangeCertificate { present: false }))
+        );
         assert_eq!(route("GET", "/inspector"), Ok(Route::Page(0)));
         assert_eq!(route("POST", "/inspect"), Ok(Route::Engine(Operation::Inspect)));
         for (method, path, status) in [

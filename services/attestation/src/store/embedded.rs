@@ -85,7 +85,9 @@ impl EmbeddedStore {
 
     fn error(&self, failure: Failure) -> StoreError {
         match failure {
-            Failure::Database(source) => StoreError::Embedded { path: self.path.clone(), source: source.into() },
+            Failure::Database(source) => {
+                StoreError::Embedded { path: self.path.clone(), source: source.into() }
+            }
             Failure::Store(error) => error,
         }
     }

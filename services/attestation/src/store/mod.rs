@@ -68,7 +68,9 @@ mod private_key {
         hex::serde::serialize(key.as_deref().unwrap_or_default(), serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u8>>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
         let digits = String::deserialize(deserializer)?;
         hex::decode(digits).map(Some).map_err(|_| D::Error::custom("a private key is not hexadecimal digits"))
     }
@@ -101,7 +103,9 @@ pub enum StoreError {
         reason: String,
     },
     /// There is no room for more.
-    #[error("policies and certificates would have more than {limit} bytes altogether; remove some, or make them shorter")]
+    #[error(
+        "policies and certificates would have more than {limit} bytes altogether; remove some, or make them shorter"
+    )]
     Full {
         /// How much there may be.
         limit: usize,
