@@ -8,21 +8,9 @@ case ${1-} in
     --enclave) inside=true ;;
     *) echo "usage: run.sh [--enclave]" >&2; exit 2 ;;
 esac
-here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../../.." && pwd)
-target=${CARGO_TARGET_DIR:-$root/target}
-work=$target/conformance/azure-attestation
+source "$(dirname "$0")/setup.sh"
 quotes=${ENCLOS_QUOTES:-$root/../shared/quotes}
-mkdir -p "$work"
 [ -d "$quotes" ] || { echo "no recorded quotes at $quotes; set ENCLOS_QUOTES" >&2; exit 2; }
-
-if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
-"$work/venv/bin/python" -c 'import azure.security.attestation, six' 2>/dev/null ||
-    "$work/venv/bin/pip" -q install 'azure-security-attestation==1.0.0' six
-if [ ! -d "$work/node_modules/@azure/attestation" ]; then
-    (cd "$work" && npm install --no-audit --no-fund --silent --prefix "$work" '@azure/attestation@1.0.0')
-fi
-export ENCLOS_STATE="$work/state" ENCLOS_PLATFORM=emulated
 # Evidence of an enclave that runs, on an emulated machine of its own; as of the time at which the service judges.
 (cd "$root" && cargo run -q --release -- --quiet run examples/attested \
     -- --output "$work/emulated" --time 2025-06-27T23:29:34Z)

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
+use enclos::abi::hostcall;
 use enclos::quoting::{NoQuote, Quoting, QuotingServer, REPORT, TARGETINFO};
 use enclos_attestation_service::engine::{
     Change, CollateralDocument, Configuration, ConfigurationServer, EngineClient, NotKept, Operation,
@@ -72,6 +74,8 @@ struct Host {
     records: Mutex<Kept>,
     /// Says that writing failed, although it was done.
     lies: AtomicBool,
+    /// How far its clock is ahead, seconds.
+    ahead: AtomicU64,
 }
 
 /// The host as its enclave sees it.
@@ -145,19 +149,32 @@ impl Host {
             settings: Mutex::new(settings),
             records: Mutex::default(),
             lies: AtomicBool::new(false),
+            ahead: AtomicU64::new(0),
         })
     }
 
     /// Starts the enclave, or says what it said when it ended.
     fn start_on(self: &Arc<Self>, machine: &Arc<Machine>, image: &[u8]) -> Result<Running, String> {
         let said = Captured::default();
+        /// `ClockSample::realtime_ns` in the frame.
+        const REALTIME: usize = 16;
         let served = Served(Arc::clone(self));
+        let clock = Arc::clone(self);
         let enclave = Enclave::builder(image)
             .on(Arc::new(Emulator::on(Arc::clone(machine))))
             .service(ConfigurationServer::new(served.clone()))
             .service(RecordsServer::new(served))
             .service(QuotingServer::new(Quotes(Arc::clone(&self.quoting))))
             .stderr(said.clone())
+            .inspect_host_calls(move |call| {
+                if call.number == hostcall::CLOCK {
+                    let realtime = &mut call.frame[REALTIME..REALTIME + 8];
+                    let now = u64::from_le_bytes((&*realtime).try_into().unwrap());
+                    let alleged = now + clock.ahead.load(Ordering::Relaxed) * 1_000_000_000;
+                    realtime.copy_from_slice(&alleged.to_le_bytes());
+                }
+                call.result
+            })
             .start()
             .unwrap();
         match enclave.connect() {
@@ -290,7 +307,8 @@ fn keys_and_policies_survive_restarts_and_are_sealed() {
     assert_eq!(again.policy("one"), policy(1));
     assert_ne!(again.policy("other"), policy(1));
     // Every form of the private key has the modulus, which the certificate tells, and policies are text.
-    let modulus = &keys[0].1[keys[0].1.windows(4).position(|w| w == [0x02, 0x82, 0x01, 0x01]).unwrap() + 8..][..128];
+    let modulus =
+        &keys[0].1[keys[0].1.windows(4).position(|w| w == [0x02, 0x82, 0x01, 0x01]).unwrap() + 8..][..128];
     assert!(contains(&keys[0].1, modulus));
     for (name, blob) in host.kept() {
         for part in [modulus, hex::encode(modulus).as_bytes(), b"AttestationPolicy", policy(1).as_bytes()] {
@@ -344,7 +362,8 @@ fn other_demands_on_platforms_get_another_key() {
     let host = Host::new();
     let first = host.start().signing();
     let demanded = host.demands();
-    let strict = TcbPolicy { minimum_evaluation_number: Some(1), ..host.settings.lock().unwrap().demands.tcb.clone() };
+    let strict =
+        TcbPolicy { minimum_evaluation_number: Some(1), ..host.settings.lock().unwrap().demands.tcb.clone() };
     let lenient = std::mem::replace(&mut host.settings.lock().unwrap().demands.tcb, strict);
     assert_ne!(host.demands(), demanded);
     let running = host.start();
@@ -373,6 +392,31 @@ fn a_new_image_keeps_policies_and_makes_a_key_of_its_own() {
     drop(updated);
     let said = host.start_on(machine(), image(1)).map(drop).unwrap_err();
     assert!(said.contains("security version 2"), "{said}");
+}
+
+#[test]
+fn keys_rotate_by_the_hosts_clock_and_old_ones_are_published_until_their_tokens_expire() {
+    const DAY: u64 = 24 * 3600;
+    let host = Host::new();
+    let running = host.start();
+    let first = running.signing();
+    let at = |days: f64| {
+        host.ahead.store((days * DAY as f64) as u64, Ordering::Relaxed);
+        // The runtime asks for the time once a second.
+        std::thread::sleep(Duration::from_millis(1200));
+        running.engine.rotate_keys().unwrap();
+        let names: Vec<_> = running.certificates().into_iter().map(|(name, _)| name).collect();
+        (names, running.signing())
+    };
+    assert_eq!(at(88.0), (vec![first.clone()], first.clone()));
+    let (names, signing) = at(89.1);
+    let [_, second] = &names[..] else { panic!("a successor is published: {names:?}") };
+    assert_eq!(signing, first);
+    assert_eq!(at(90.2), (names.clone(), second.clone()));
+    assert_eq!(at(91.0), (vec![second.clone()], second.clone()));
+    assert_eq!(host.kept().keys().filter(|name| name.starts_with("key/")).count(), 1);
+    // A clock that goes back brings no key back.
+    assert_eq!(at(0.0), (vec![second.clone()], second.clone()));
 }
 
 #[test]
