@@ -12,6 +12,7 @@ use crate::{
     collateral::{PCK_CRL, ROOT_CRL, TrustedCollateral, Window},
     pki::{Certificate, PckChain},
     quote::{Body, Quote},
+    roots::parse,
     types::{Hex, Time},
     verify::{Compared, Verifier, compare_enclave, compare_platform},
 };
@@ -52,11 +53,7 @@ impl CertificateDetails {
     /// # Errors
     /// [`crate::NotACertificate`] when it is none.
     pub fn of(certificate: &[u8]) -> Result<Self, crate::NotACertificate> {
-        let parsed = match CertificateDer::from_pem_slice(certificate) {
-            Ok(der) => Certificate::parse(&der),
-            Err(_) => Certificate::parse(certificate),
-        };
-        parsed.map(|parsed| Self::from(&parsed)).map_err(|error| crate::NotACertificate(error.to_string()))
+        parse(certificate).map(|parsed| Self::from(&parsed))
     }
 }
 

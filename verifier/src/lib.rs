@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod appraisal;
+mod certificate;
 mod collateral;
 mod crypto;
 mod details;
@@ -36,6 +37,7 @@ mod verify;
 pub use appraisal::{
     Appraisal, Check, CheckKind, Identity, Level, Platform, Shortfall, SnpTcb, Tcb, TcbComponent, TcbPart,
 };
+pub use certificate::{SIGNING_EVIDENCE_OID, SigningEvidence, signing_key_digest};
 pub use collateral::{Collateral, CollateralError, TrustedCollateral};
 pub use details::{CertificateDetails, CertificateRole, Details, PartVersions, SecurityVersion, Validity};
 pub use evidence::{

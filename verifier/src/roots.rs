@@ -3,6 +3,7 @@
 //! Roots are pinned by *key*, not by certificate: Intel has issued its SGX root certificate twice with one key, and
 //! evidence from either time is evidence from the same root.
 
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::{Serialize, Serializer};
 
 use crate::{pki::Certificate, types::Hex};
@@ -93,12 +94,24 @@ impl Roots {
 /// # Errors
 /// [`NotACertificate`] when `certificate` is neither a DER nor a PEM certificate.
 pub fn key_id(certificate: &[u8]) -> Result<Hex<32>, NotACertificate> {
-    use rustls_pki_types::{CertificateDer, pem::PemObject};
-    let parsed = match CertificateDer::from_pem_slice(certificate) {
-        Ok(der) => Certificate::parse(&der),
-        Err(_) => Certificate::parse(certificate),
-    };
-    parsed.map(|certificate| certificate.key_id).map_err(|error| NotACertificate(error.to_string()))
+    parse(certificate).map(|certificate| certificate.key_id)
+}
+
+/// Reads a certificate, DER or PEM.
+pub(crate) fn parse(certificate: &[u8]) -> Result<Certificate, NotACertificate> {
+    let no = |error: &dyn std::fmt::Display| NotACertificate(error.to_string());
+    let der = der_of(certificate).map_err(|error| no(&error))?;
+    Certificate::parse(&der).map_err(|error| no(&error))
+}
+
+/// The DER of a certificate in DER or PEM. DER goes first: certificates that carry quotes have PEM inside.
+pub(crate) fn der_of(certificate: &[u8]) -> Result<CertificateDer<'_>, rustls_pki_types::pem::Error> {
+    /// DER of a SEQUENCE (X.690, 8.9).
+    const SEQUENCE: u8 = 0x30;
+    match certificate.first() {
+        Some(&SEQUENCE) => Ok(CertificateDer::from(certificate)),
+        _ => CertificateDer::from_pem_slice(certificate),
+    }
 }
 
 /// Bytes are not a certificate.

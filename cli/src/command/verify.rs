@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use enclos_verifier::{
-    AnyCollateral, Bytes, CollateralKey, Evidence, Policy, Quote, RootOfTrust, SnpReport, Time, Verdict,
-    appraise,
+    AnyCollateral, Bytes, CollateralKey, Evidence, Hex, Policy, Quote, RootOfTrust, SigningEvidence,
+    SnpReport, Time, Verdict, appraise,
 };
+use serde::Deserialize;
+use serde_json::json;
 
 use super::{Error, Outcome, hexadecimal, read, say_json};
 use crate::ui::{BAD, DIM, GOOD, Ui, WARN, say};
@@ -19,8 +21,10 @@ Examples:
   enclos verify quote.bin --policy policy.toml --collateral collateral.json
   enclos verify quote.bin --policy policy.toml --collateral c.json --time 2025-06-20T00:00:00Z --json
   enclos verify quote.bin --policy policy.toml --collateral c.json --nonce 00112233
+  curl http://127.0.0.1:8080/certs > certs.json && enclos verify certs.json --policy policy.toml --collateral c.json
 
-Evidence: an SGX or TDX quote, with or without an Open Enclave header, or an SEV-SNP report. What a policy can demand is in
+Evidence: an SGX or TDX quote, with or without an Open Enclave header, an SEV-SNP report; or signing certificates of an
+attestation service that runs in an enclave (PEM, DER, or /certs), each of which must carry evidence about its own key. What a policy can demand is in
 docs/evidence.md; without one, everything has its strictest value. The shortest that can accept anything:
 
   [[identity]]
@@ -51,6 +55,10 @@ pub(crate) struct Args {
     /// Demand report data that begin with this nonce, hexadecimal
     #[arg(long, value_name = "HEX")]
     nonce: Option<String>,
+    /// Of signing certificates: demand that the service demands of platforms what has this SHA-256, as
+    /// `enclos attestation-service --check` says it
+    #[arg(long, value_name = "HEX", conflicts_with = "nonce")]
+    demands: Option<Hex<32>>,
     /// The verdict as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -59,12 +67,40 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let policy = policy(args)?;
     let bytes = read(&args.evidence)?;
-    let evidence = Evidence::detect(&bytes);
-    let parsed = match evidence {
-        Evidence::Quote(quote) => Quote::parse(quote).map(|_| ()).map_err(|e| e.to_string()),
-        Evidence::SnpReport(report) => SnpReport::parse(report).map(|_| ()).map_err(|e| e.to_string()),
+    let unusable = |reason: String| Error::NoEvidence { path: args.evidence.clone(), reason };
+    let certificates = certificates(&bytes).map_err(unusable)?;
+    let accepted = match certificates {
+        None if args.demands.is_some() => {
+            return Err(Error::Usage(
+                "--demands is for signing certificates; this is a quote or report".into(),
+            ));
+        }
+        None => {
+            parse(&bytes).map_err(unusable)?;
+            let verdict = judge(args, &bytes, &policy)?;
+            if ui.json() {
+                say_json(&verdict);
+            } else {
+                show(&verdict, &bytes);
+            }
+            verdict.accepted
+        }
+        Some(certificates) => {
+            let mut keys = Vec::new();
+            for evidence in certificates.iter().map(|one| signing_evidence(one)) {
+                let evidence = evidence.map_err(unusable)?;
+                parse(&evidence.report).map_err(unusable)?;
+                let verdict = judge(args, &evidence.report, &about_key(args, &policy, &evidence)?)?;
+                keys.push((evidence, verdict));
+            }
+            show_keys(&keys, ui);
+            keys.iter().all(|(_, verdict)| verdict.accepted)
+        }
     };
-    parsed.map_err(|reason| Error::NoEvidence { path: args.evidence.clone(), reason })?;
+    Ok(if accepted { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+}
+
+fn judge(args: &Args, bytes: &[u8], policy: &Policy) -> Result<Verdict, Error> {
     let path = match &args.collateral {
         Some(path) => path.clone(),
         None => beside(&args.evidence)?,
@@ -72,13 +108,100 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let collateral = AnyCollateral::from_json(&read(&path)?)
         .map_err(|source| Error::Collateral { path: path.clone(), source })?;
     let time = args.time.unwrap_or_else(Time::now);
-    let verdict = appraise(evidence, &collateral, time, &policy)?;
-    if ui.json() {
-        say_json(&verdict);
-    } else {
-        show(&verdict, &bytes);
+    Ok(appraise(Evidence::detect(bytes), &collateral, time, policy)?)
+}
+
+/// Is it evidence at all? Otherwise says why not.
+fn parse(bytes: &[u8]) -> Result<(), String> {
+    match Evidence::detect(bytes) {
+        Evidence::Quote(quote) => Quote::parse(quote).map(drop).map_err(|e| e.to_string()),
+        Evidence::SnpReport(report) => SnpReport::parse(report).map(drop).map_err(|e| e.to_string()),
     }
-    Ok(if verdict.accepted { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) })
+}
+
+/// The signing certificates in a file, if it is one of them: DER, PEM, or the JSON Web Key Set of `/certs`.
+fn certificates(bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>, String> {
+    /// DER of a SEQUENCE, PEM, a JSON object.
+    const BEGINNINGS: [(&[u8], Form); 3] =
+        [(b"\x30", Form::Certificate), (b"-----BEGIN", Form::Certificate), (b"{", Form::KeySet)];
+    #[derive(Clone, Copy)]
+    enum Form {
+        Certificate,
+        KeySet,
+    }
+    #[derive(Deserialize)]
+    struct KeySet {
+        keys: Vec<Key>,
+    }
+    #[derive(Deserialize)]
+    struct Key {
+        x5c: Vec<String>,
+    }
+    let trimmed = bytes.trim_ascii_start();
+    match BEGINNINGS.iter().find(|(beginning, _)| trimmed.starts_with(beginning)) {
+        None => Ok(None),
+        Some((_, Form::Certificate)) => Ok(Some(vec![trimmed.to_vec()])),
+        Some((_, Form::KeySet)) => {
+            let set: KeySet =
+                serde_json::from_slice(trimmed).map_err(|e| format!("it is no key set: {e}"))?;
+            let first = |key: &Key| -> Result<Vec<u8>, String> {
+                let text = key.x5c.first().ok_or("a key has no certificate (x5c)")?;
+                Ok(format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n").into_bytes())
+            };
+            let certificates = set.keys.iter().map(first).collect::<Result<Vec<_>, _>>()?;
+            match certificates.is_empty() {
+                true => Err("the key set has no keys".into()),
+                false => Ok(Some(certificates)),
+            }
+        }
+    }
+}
+
+fn signing_evidence(certificate: &[u8]) -> Result<SigningEvidence, String> {
+    SigningEvidence::of(certificate).map_err(|e| e.to_string())?.ok_or_else(|| {
+        format!(
+            "the certificate carries no evidence (extension {}): its service does not run in an enclave, or does not say so",
+            enclos_verifier::SIGNING_EVIDENCE_OID
+        )
+    })
+}
+
+/// The policy, and that the evidence is about the key of the certificate it came in.
+fn about_key(args: &Args, policy: &Policy, evidence: &SigningEvidence) -> Result<Policy, Error> {
+    if policy.report_data.is_some() || policy.report_data_prefix.is_some() {
+        return Err(Error::Usage(
+            "what evidence in a signing certificate must be about is its key: leave report data and --nonce out".into(),
+        ));
+    }
+    let mut policy = policy.clone();
+    match args.demands {
+        None => policy.report_data_prefix = Some(Bytes(evidence.key.0.to_vec())),
+        Some(demands) => {
+            let mut report_data = [0; 64];
+            report_data[..32].copy_from_slice(&evidence.key.0);
+            report_data[32..].copy_from_slice(&demands.0);
+            policy.report_data = Some(Hex(report_data));
+        }
+    }
+    policy.checked().map_err(|e| Error::Usage(e.to_string()))
+}
+
+fn show_keys(keys: &[(SigningEvidence, Verdict)], ui: Ui) {
+    if ui.json() {
+        let one = |(evidence, verdict): &(SigningEvidence, Verdict)| json!({ "key": evidence.key, "demands": evidence.rest, "verdict": verdict });
+        let accepted = keys.iter().all(|(_, verdict)| verdict.accepted);
+        return say_json(&json!({ "accepted": accepted, "keys": keys.iter().map(one).collect::<Vec<_>>() }));
+    }
+    for (evidence, verdict) in keys {
+        say!("signing key {} (SHA-256 of its PEM form, as in its name)", evidence.key);
+        if let Some(demands) = evidence.rest {
+            say!(
+                "demands of platforms: {demands} (`enclos attestation-service --check` says what has this SHA-256)"
+            );
+        }
+        show(verdict, &evidence.report);
+        say!("");
+    }
 }
 
 fn policy(args: &Args) -> Result<Policy, Error> {

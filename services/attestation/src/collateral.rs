@@ -1,8 +1,7 @@
-//! The collateral of the platforms whose evidence is served: a folder of files, each verified once.
+//! The collateral of the platforms whose evidence is served: documents, each verified once.
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
@@ -14,26 +13,16 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-/// Why the folder cannot be used.
+use crate::engine::CollateralDocument;
+
+/// A document is not collateral.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The folder or a file cannot be read.
-    #[error("{} cannot be read: {source}", .path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A file is not collateral.
-    #[error("{} is not collateral of an SGX or TDX platform: {reason}", .path.display())]
-    Content {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
+#[error("{name} is not collateral of an SGX or TDX platform: {reason}")]
+pub struct NotCollateral {
+    /// Which.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Why there is no collateral for a quote.
@@ -93,23 +82,15 @@ const REMEMBERED: usize = 1024;
 pub const DEFAULT_BASELINE: &str = "azuredefault";
 
 impl CollateralStore {
-    /// Reads every `.json` file of a folder.
+    /// Reads and verifies documents.
     ///
     /// # Errors
-    /// [`LoadError`] naming the file that is not usable.
-    pub fn load(folder: &Path, verifier: &Verifier) -> Result<Self, LoadError> {
-        let unreadable = |path: &Path, source| LoadError::Read { path: path.to_owned(), source };
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
-            paths.push(entry.map_err(|error| unreadable(folder, error))?.path());
-        }
-        paths.sort();
+    /// [`NotCollateral`] naming the document that is not usable.
+    pub fn new(documents: &[CollateralDocument], verifier: &Verifier) -> Result<Self, NotCollateral> {
         let mut store = Self::default();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        {
-            let bytes = std::fs::read(path).map_err(|error| unreadable(path, error))?;
-            let (key, entry) =
-                read(&bytes, verifier).map_err(|reason| LoadError::Content { path: path.clone(), reason })?;
+        for CollateralDocument { name, text } in documents {
+            let (key, entry) = read(text.as_bytes(), verifier)
+                .map_err(|reason| NotCollateral { name: name.clone(), reason })?;
             store.platforms.entry(key).or_default().push(entry);
         }
         for entries in store.platforms.values_mut() {

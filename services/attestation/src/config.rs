@@ -6,7 +6,14 @@ use std::{
 };
 
 use enclos_verifier::{Acceptance, Hex, TcbPolicy, TcbStatus, Time};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
+
+use crate::{
+    engine::{CollateralDocument, PlatformDemands, Settings, TenantSettings},
+    service::{OpenError, Service},
+    store::{EmbeddedStore, PostgresStore, Store, StoreError},
+};
 
 /// What the service is to do. Unknown keys are errors; paths are relative to the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -262,6 +269,123 @@ impl Config {
         }
         Ok(self)
     }
+
+    /// What is demanded of platforms.
+    #[must_use]
+    pub fn demands(&self) -> PlatformDemands {
+        PlatformDemands {
+            tcb: self.tcb.clone(),
+            emulated_roots: self.emulated_roots.clone(),
+            evidence_time: self.evidence_time,
+        }
+    }
+
+    /// What an engine is told, with everything that the configuration names read. `port` is where the service is served.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a file cannot be read.
+    pub fn settings(&self, port: u16) -> Result<Settings, ConfigError> {
+        let (scheme, usual) = if self.tls.is_some() { ("https", 443) } else { ("http", 80) };
+        let mut tenants = Vec::new();
+        for tenant in &self.tenants {
+            let name = tenant.host.to_lowercase();
+            let authority = if port == usual { name.clone() } else { format!("{name}:{port}") };
+            tenants.push(TenantSettings {
+                issuer: tenant.issuer.clone().unwrap_or(format!("{scheme}://{authority}")),
+                policy_signers: tenant.policy_signers.as_deref().map(certificates).transpose()?,
+                name,
+            });
+        }
+        Ok(Settings {
+            demands: self.demands(),
+            tenants,
+            collateral: collateral(&self.collateral)?,
+            key_rotation_days: self.key_rotation_days,
+        })
+    }
+
+    /// Opens the store that the configuration names.
+    ///
+    /// # Errors
+    /// [`StartError`] when it cannot be used.
+    pub fn open_store(&self) -> Result<Box<dyn Store>, StartError> {
+        match (&self.data, &self.postgres) {
+            (_, Some(postgres)) => Ok(Box::new(PostgresStore::open(postgres)?)),
+            (Some(folder), None) => Ok(Box::new(EmbeddedStore::open(folder)?)),
+            (None, None) => Err(ConfigError::Store("there is no store").into()),
+        }
+    }
+}
+
+impl Service {
+    /// Opens the service that a configuration describes, in this process.
+    ///
+    /// # Errors
+    /// [`StartError`] when something it names is not usable.
+    pub fn open(config: &Config) -> Result<Self, StartError> {
+        let settings = config.settings(config.listen.port())?;
+        Ok(Self::start(settings, config.open_store()?, None)?)
+    }
+}
+
+/// The certificates in a PEM file, DER.
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, ConfigError> {
+    let refuse = |reason: String| ConfigError::Content { path: path.to_owned(), reason };
+    let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let read = CertificateDer::pem_slice_iter(&text).map(|one| one.map(|der| der.to_vec()));
+    read.collect::<Result<_, _>>().map_err(|error| refuse(error.to_string()))
+}
+
+/// Every `.json` file of a folder, by name.
+fn collateral(folder: &Path) -> Result<Vec<CollateralDocument>, ConfigError> {
+    let unreadable = |path: &Path, source| ConfigError::Read { path: path.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|error| unreadable(folder, error))? {
+        paths.push(entry.map_err(|error| unreadable(folder, error))?.path());
+    }
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    let document = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;
+        Ok(CollateralDocument { name: path.display().to_string(), text })
+    };
+    paths.into_iter().map(document).collect()
+}
+
+/// Why the service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The service.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The engine that is to be in an enclave.
+    #[error(transparent)]
+    Engine(Box<dyn std::error::Error + Send + Sync>),
+    /// The server's certificate or key.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The operating system gives no threads.
+    #[error("threads cannot be started: {source}; check the limits of the process")]
+    Threads {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address.
+    #[error("cannot serve on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 /// Whether a host name or address means this machine, without asking anybody.

@@ -6,8 +6,8 @@
 
 use der::Decode;
 use enclos_verifier::{
-    AnyCollateral, CertificateDetails, Collateral, Details, Evidence, Quote, SnpCollateral, Time, Verdict,
-    key_id,
+    AnyCollateral, CertificateDetails, Collateral, Details, Evidence, Quote, SigningEvidence, SnpCollateral,
+    Time, Verdict, key_id,
     quote::{INTEL_QE_VENDOR_ID, without_oe_header},
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -66,7 +66,8 @@ struct CarryingCertificate {
     /// Extension the evidence was found in.
     #[serde(skip_serializing_if = "Option::is_none")]
     extension: Option<String>,
-    /// Whether the report data begins with the SHA-256 of the certificate's SubjectPublicKeyInfo.
+    /// Whether the report data begins with the SHA-256 of the certificate's SubjectPublicKeyInfo; in signing certificates
+    /// of attestation services, with that of its PEM form.
     #[serde(skip_serializing_if = "Option::is_none")]
     key_bound: Option<bool>,
 }
@@ -177,7 +178,11 @@ impl Service {
                 let mut certificate = CarryingCertificate { details, extension: None, key_bound: None };
                 if let Some((der, (extension, quote))) = found {
                     certificate.extension = Some(extension);
-                    let key = key_id(der).map_err(|error| invalid(error.to_string()))?;
+                    let not = |error: enclos_verifier::NotACertificate| invalid(error.to_string());
+                    let key = match SigningEvidence::of(der).map_err(not)? {
+                        Some(of_signing_key) => of_signing_key.key,
+                        None => key_id(der).map_err(not)?,
+                    };
                     certificate.key_bound =
                         Quote::parse(&quote).ok().map(|quote| quote.report_data().starts_with(&key.0));
                     inspection.evidence =

@@ -2,34 +2,33 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use enclos_verifier::{
-    Appraisal, Platform, Policy as Demands, Quote, SnpCollateral, SnpReport, Tee, Time, Verifier,
+    Appraisal, Platform, Policy as Demands, PolicyError, Quote, SnpCollateral, SnpReport, Tee, Time,
+    Verifier,
     quote::{Body, without_oe_header},
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256, Sha384};
 
 use crate::{
     claims::{self, BoundData, Claims},
-    collateral::{CollateralStore, DEFAULT_BASELINE, LoadError},
-    config::{Config, ConfigError},
+    collateral::{CollateralStore, DEFAULT_BASELINE, NotCollateral},
     ear,
+    engine::{Settings, TenantSettings},
     jws::{self, Jws, JwsError, base64url, decode_base64, sha256_base64url},
     policy::{EvaluationError, ParseError, Policy},
-    store::{EmbeddedStore, PostgresStore, Revision, Store, StoreError, Written},
-    tokens::{ATTESTATION_LIFETIME, KeyError, KeyRing, RESULT_LIFETIME},
+    store::{Revision, Store, StoreError, Written},
+    tokens::{ATTESTATION_LIFETIME, Attestation, Attester, KeyError, KeyRing, RESULT_LIFETIME},
 };
 
 /// The kinds of environment policies are kept for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AttestationType {
     /// SGX, by a quote.
     SgxEnclave,
@@ -130,12 +129,9 @@ impl From<JwsError> for ServiceError {
     }
 }
 
-/// Why the service does not start.
+/// Why the service cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
+pub enum OpenError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -144,7 +140,10 @@ pub enum StartError {
     Key(#[from] KeyError),
     /// The collateral.
     #[error(transparent)]
-    Collateral(#[from] LoadError),
+    Collateral(#[from] NotCollateral),
+    /// What is demanded of platforms.
+    #[error("what [tcb] demands of platforms is not usable: {0}")]
+    Demands(#[from] PolicyError),
     /// The certificates of a tenant.
     #[error("policy signers of tenant {tenant:?}: {reason}")]
     PolicySigners {
@@ -153,24 +152,14 @@ pub enum StartError {
         /// Why.
         reason: String,
     },
-    /// The server's certificate or key.
-    #[error("TLS: {0}")]
-    Tls(String),
-    /// The operating system gives no threads.
-    #[error("threads cannot be started: {source}; check the limits of the process")]
-    Threads {
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The address.
-    #[error("cannot serve on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: std::net::SocketAddr,
-        /// Why.
-        #[source]
-        source: std::io::Error,
+    /// A tenant whose policies had to be signed is configured to have them unsigned.
+    #[error(
+        "tenant {tenant:?} has policy management certificates in the store, and the configuration gives it none: \
+         anybody could set its policies; give it policy_signers again"
+    )]
+    NoLongerIsolated {
+        /// Which tenant.
+        tenant: String,
     },
 }
 
@@ -183,6 +172,16 @@ pub struct TenantContext {
     pub issuer: String,
     /// Whether policies must be signed.
     pub isolated: bool,
+}
+
+impl From<&TenantSettings> for TenantContext {
+    fn from(settings: &TenantSettings) -> Self {
+        Self {
+            name: settings.name.clone(),
+            issuer: settings.issuer.clone(),
+            isolated: settings.policy_signers.is_some(),
+        }
+    }
 }
 
 /// An attestation request.
@@ -213,6 +212,7 @@ pub struct Service {
     pub(crate) demands: Demands,
     pub(crate) collateral: CollateralStore,
     pub(crate) evidence_time: Option<Time>,
+    tenants: Vec<TenantContext>,
     /// Policies in force, parsed; each is used only as long as the store has the same text.
     policies: Mutex<HashMap<(String, &'static str), Arc<InForce>>>,
 }
@@ -238,7 +238,7 @@ impl InForce {
 }
 
 /// Forms of the token an attestation is answered with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum TokenFormat {
     /// Azure Attestation's.
     #[default]
@@ -248,42 +248,60 @@ pub enum TokenFormat {
 }
 
 impl Service {
-    /// Opens the store, the keys and the collateral.
+    /// Starts over a store that is open. With an `attester` the service is in an enclave: its signing keys get evidence of
+    /// that, and nobody outside may make a tenant's policies unsigned.
     ///
     /// # Errors
-    /// [`StartError`] when one of them is not usable.
-    pub fn open(config: &Config) -> Result<Self, StartError> {
-        let store: Box<dyn Store> = match (&config.data, &config.postgres) {
-            (_, Some(postgres)) => Box::new(PostgresStore::open(postgres)?),
-            (Some(folder), None) => Box::new(EmbeddedStore::open(folder)?),
-            (None, None) => return Err(ConfigError::Store("there is no store").into()),
-        };
-        let now = milliseconds();
-        let keys = KeyRing::open(&*store, now, u64::from(config.key_rotation_days) * 24 * 3_600_000)?;
-        for tenant in &config.tenants {
-            if let Some(path) = &tenant.policy_signers {
-                let signers = read_signers(path).map_err(|reason| StartError::PolicySigners {
-                    tenant: tenant.host.clone(),
-                    reason: format!("{}: {reason}", path.display()),
-                })?;
-                store.seed_certificates(&tenant.host.to_lowercase(), &signers)?;
+    /// [`OpenError`] when something in the settings is not usable, or the store fails.
+    pub fn start(
+        settings: Settings,
+        store: Box<dyn Store>,
+        attester: Option<Box<dyn Attester>>,
+    ) -> Result<Self, OpenError> {
+        let is_inside = attester.is_some();
+        let demands_digest = settings.demands.digest();
+        let attestation = attester.map(|attester| Attestation { attester, demands: demands_digest });
+        let rotation = u64::from(settings.key_rotation_days) * 24 * 3_600_000;
+        let keys = KeyRing::attested(&*store, milliseconds(), rotation, attestation)?;
+        for tenant in &settings.tenants {
+            match &tenant.policy_signers {
+                Some(signers) => {
+                    let signers = initial_signers(signers)
+                        .map_err(|reason| OpenError::PolicySigners { tenant: tenant.name.clone(), reason })?;
+                    store.seed_certificates(&tenant.name, &signers)?;
+                }
+                None if is_inside && !store.signers(&tenant.name)?.chains.is_empty() => {
+                    return Err(OpenError::NoLongerIsolated { tenant: tenant.name.clone() });
+                }
+                None => {}
             }
         }
         let demands = Demands {
             // Which enclave it is and whether it can be debugged is for the tenant's policy to judge.
             any_identity: true,
             allow_debug: true,
-            emulated_roots: config.emulated_roots.clone(),
-            tcb: config.tcb.clone(),
+            emulated_roots: settings.demands.emulated_roots,
+            tcb: settings.demands.tcb,
             ..Demands::default()
         };
-        let demands = demands
-            .checked()
-            .map_err(|error| ConfigError::Content { path: "[tcb]".into(), reason: error.to_string() })?;
+        let demands = demands.checked()?;
         let verifier = Verifier::new(demands.roots());
-        let collateral = CollateralStore::load(&config.collateral, &verifier)?;
-        let evidence_time = config.evidence_time;
-        Ok(Self { store, keys, verifier, demands, collateral, evidence_time, policies: Mutex::default() })
+        let collateral = CollateralStore::new(&settings.collateral, &verifier)?;
+        Ok(Self {
+            store,
+            keys,
+            verifier,
+            demands,
+            collateral,
+            evidence_time: settings.demands.evidence_time,
+            tenants: settings.tenants.iter().map(TenantContext::from).collect(),
+            policies: Mutex::default(),
+        })
+    }
+
+    /// The tenant of a name.
+    pub(crate) fn tenant(&self, name: &str) -> Option<&TenantContext> {
+        self.tenants.iter().find(|tenant| tenant.name == name)
     }
 
     /// How many platforms there is collateral for.
@@ -804,17 +822,16 @@ fn policy_text(jws: &Jws) -> Result<String, ServiceError> {
     String::from_utf8(bytes).map_err(|error| invalid(format!("the policy is not UTF-8: {error}")))
 }
 
-fn read_signers(path: &Path) -> Result<Vec<(String, Vec<String>)>, String> {
+/// Thumbprint and chain of each certificate.
+fn initial_signers(certificates: &[Vec<u8>]) -> Result<Vec<(String, Vec<String>)>, String> {
     use base64::Engine;
     let mut signers = Vec::new();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())? {
-        let der = certificate.map_err(|error| error.to_string())?.to_vec();
-        jws::jwk_of(std::slice::from_ref(&der)).map_err(|error| error.to_string())?;
-        let text = base64::prelude::BASE64_STANDARD.encode(&der);
-        signers.push((jws::thumbprint(&der), vec![text]));
+    for der in certificates {
+        jws::jwk_of(std::slice::from_ref(der)).map_err(|error| error.to_string())?;
+        signers.push((jws::thumbprint(der), vec![base64::prelude::BASE64_STANDARD.encode(der)]));
     }
     if signers.is_empty() {
-        return Err("there is no certificate in it".into());
+        return Err("there is no certificate in the file".into());
     }
     Ok(signers)
 }

@@ -2,6 +2,9 @@
 //!
 //! Relying parties fetch `/certs` once and keep it, so a new key is published a while before it signs, and an old one
 //! stays published until the last token it signed has expired.
+//!
+//! A service in an enclave puts evidence of that into the certificates of its keys ([`Attestation`]). Keys whose private
+//! part another image made, or that were made under other demands on platforms, stay published and sign no more.
 
 use std::sync::{Arc, RwLock};
 
@@ -13,8 +16,9 @@ use aws_lc_rs::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use der::{Decode, Encode};
+use enclos_verifier::{Hex, SIGNING_EVIDENCE_OID, SigningEvidence, signing_key_digest};
+use rcgen::PublicKeyData as _;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::{
     jws::{Jwk, base64url},
@@ -52,17 +56,36 @@ pub enum KeyError {
     Make(String),
 }
 
+/// Gives evidence of the enclave that this code runs in.
+pub trait Attester: Send + Sync {
+    /// An SGX quote with this report data.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn quote(&self, report_data: &[u8; 64]) -> Result<Vec<u8>, String>;
+}
+
+/// How signing keys prove where they are held.
+pub struct Attestation {
+    /// Whom to ask for evidence.
+    pub attester: Box<dyn Attester>,
+    /// What tokens are made under: behind the key's digest in the report data.
+    pub demands: Hex<32>,
+}
+
 /// The signing keys there are.
 pub struct KeyRing {
     keys: RwLock<Vec<Arc<SigningKey>>>,
     /// Milliseconds after which a key is succeeded by another.
     rotation: u64,
+    attestation: Option<Attestation>,
 }
 
 /// A key that signs tokens.
 pub struct SigningKey {
     made: u64,
-    pair: KeyPair,
+    /// `None`: it signs no more, but its certificate is still published.
+    pair: Option<KeyPair>,
     jwk: Jwk,
 }
 
@@ -72,9 +95,23 @@ impl KeyRing {
     /// # Errors
     /// [`KeyError`] when there is no usable key.
     pub fn open(store: &dyn Store, now: u64, rotation: u64) -> Result<Self, KeyError> {
+        Self::attested(store, now, rotation, None)
+    }
+
+    /// As [`KeyRing::open`]; with an attestation, only keys whose certificates have evidence for it sign.
+    ///
+    /// # Errors
+    /// [`KeyError`] when there is no usable key.
+    pub fn attested(
+        store: &dyn Store,
+        now: u64,
+        rotation: u64,
+        attestation: Option<Attestation>,
+    ) -> Result<Self, KeyError> {
         let ring = Self {
             keys: RwLock::default(),
             rotation: rotation.clamp(2 * PUBLISHED_BEFORE, LONGEST_ROTATION),
+            attestation,
         };
         ring.rotate(store, now)?;
         Ok(ring)
@@ -89,8 +126,13 @@ impl KeyRing {
         loop {
             let stored = store.keys()?;
             let newest = stored.last().map(|key| key.made);
-            let due = newest.is_none_or(|made| now >= made.saturating_add(self.rotation - PUBLISHED_BEFORE));
-            let made = due.then(|| SigningKey::make(now, self.rotation)).transpose()?;
+            let due = match stored.iter().rev().find(|key| self.may_sign(key)) {
+                Some(key) => now >= key.made.saturating_add(self.rotation - PUBLISHED_BEFORE),
+                None => true,
+            };
+            // Keys are told apart by when they were made, also where the clock stands still.
+            let time = newest.map_or(now, |newest| now.max(newest.saturating_add(1)));
+            let made = due.then(|| self.make(time)).transpose()?;
             // A key is done when its successor has signed for longer than any token lives.
             let expired: Vec<u64> = stored
                 .windows(2)
@@ -111,9 +153,12 @@ impl KeyRing {
                 .chain(&made)
                 .map(|key| match known.iter().find(|known| known.made == key.made) {
                     Some(known) => Ok(Arc::clone(known)),
-                    None => SigningKey::load(key),
+                    None => SigningKey::load(key, self.may_sign(key)),
                 })
                 .collect::<Result<Vec<_>, _>>()?;
+            if next.iter().all(|key| key.pair.is_none()) {
+                return Err(KeyError::Make("its certificate has no evidence for it".into()));
+            }
             *self.keys.write().unwrap_or_else(std::sync::PoisonError::into_inner) = next;
             return Ok(());
         }
@@ -123,12 +168,54 @@ impl KeyRing {
     #[must_use]
     pub fn signing(&self, now: u64) -> Arc<SigningKey> {
         let keys = read(&self.keys);
+        let mut signing = keys.iter().filter(|key| key.pair.is_some());
         let published_long_enough =
-            keys.iter().rev().find(|key| now >= key.made.saturating_add(PUBLISHED_BEFORE));
+            signing.clone().rev().find(|key| now >= key.made.saturating_add(PUBLISHED_BEFORE));
         // The very first key cannot have been published before.
-        Arc::clone(
-            published_long_enough.unwrap_or_else(|| keys.first().expect("a ring is opened with a key")),
+        Arc::clone(published_long_enough.or_else(|| signing.next()).expect("a ring is opened with a key"))
+    }
+
+    fn make(&self, now: u64) -> Result<StoredKey, KeyError> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| KeyError::Make(format!("{what}: {error}"));
+        let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|error| failed("RSA key", &error))?;
+        let private_key =
+            AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).map_err(|error| failed("PKCS #8", &error))?;
+        let private_key = private_key.as_ref().to_vec();
+        let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
+            &private_key.as_slice().into(),
+            &rcgen::PKCS_RSA_SHA256,
         )
+        .map_err(|error| failed("key of the certificate", &error))?;
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.distinguished_name = rcgen::DistinguishedName::new();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "Enclos Attestation Service");
+        parameters.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+        let at = |milliseconds: u64| {
+            std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(milliseconds)
+        };
+        // From a little earlier: relying parties' clocks differ.
+        parameters.not_before = at(now.saturating_sub(3_600_000)).into();
+        parameters.not_after = at(now + self.rotation + 2 * (PUBLISHED_BEFORE + PUBLISHED_AFTER)).into();
+        if let Some(attestation) = &self.attestation {
+            let report = attestation
+                .report(&signing_key_digest(&key.subject_public_key_info()))
+                .map_err(|reason| failed("evidence", &reason))?;
+            let oid: Vec<u64> = SIGNING_EVIDENCE_OID.arcs().map(u64::from).collect();
+            parameters.custom_extensions.push(rcgen::CustomExtension::from_oid_content(&oid, report));
+        }
+        let certificate =
+            parameters.self_signed(&key).map_err(|error| failed("certificate", &error))?.der().to_vec();
+        Ok(StoredKey { made: now, private_key: Some(private_key), certificate })
+    }
+
+    /// Whether a stored key is one of this service as it is now.
+    fn may_sign(&self, key: &StoredKey) -> bool {
+        let evidence = || SigningEvidence::of(&key.certificate).ok().flatten();
+        key.private_key.is_some()
+            && self
+                .attestation
+                .as_ref()
+                .is_none_or(|ours| evidence().is_some_and(|found| found.rest == Some(ours.demands)))
     }
 
     /// All keys a relying party may meet.
@@ -160,10 +247,10 @@ impl SigningKey {
     /// # Errors
     /// [`KeyError::Make`] when the signature cannot be made.
     pub fn sign(&self, issuer: &str, claims: &Map<String, Value>) -> Result<String, KeyError> {
+        let pair = self.pair.as_ref().ok_or_else(|| KeyError::Make("this key signs no more".into()))?;
         let mut token = self.unsigned(issuer, "RS256", claims);
-        let mut signed = vec![0; self.pair.public_modulus_len()];
-        self.pair
-            .sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), token.as_bytes(), &mut signed)
+        let mut signed = vec![0; pair.public_modulus_len()];
+        pair.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), token.as_bytes(), &mut signed)
             .map_err(|_| KeyError::Make("signing failed".into()))?;
         token.push('.');
         token.push_str(&base64url(&signed));
@@ -187,35 +274,10 @@ impl SigningKey {
         format!("{}.{}", base64url(header.to_string().as_bytes()), base64url(&claims))
     }
 
-    fn make(now: u64, rotation: u64) -> Result<StoredKey, KeyError> {
-        let failed = |what: &str, error: &dyn std::fmt::Display| KeyError::Make(format!("{what}: {error}"));
-        let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|error| failed("RSA key", &error))?;
-        let private_key =
-            AsDer::<Pkcs8V1Der<'_>>::as_der(&pair).map_err(|error| failed("PKCS #8", &error))?;
-        let private_key = private_key.as_ref().to_vec();
-        let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
-            &private_key.as_slice().into(),
-            &rcgen::PKCS_RSA_SHA256,
-        )
-        .map_err(|error| failed("key of the certificate", &error))?;
-        let mut parameters = rcgen::CertificateParams::default();
-        parameters.distinguished_name = rcgen::DistinguishedName::new();
-        parameters.distinguished_name.push(rcgen::DnType::CommonName, "Enclos Attestation Service");
-        parameters.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
-        let at = |milliseconds: u64| {
-            std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(milliseconds)
-        };
-        // From a little earlier: relying parties' clocks differ.
-        parameters.not_before = at(now.saturating_sub(3_600_000)).into();
-        parameters.not_after = at(now + rotation + 2 * (PUBLISHED_BEFORE + PUBLISHED_AFTER)).into();
-        let certificate =
-            parameters.self_signed(&key).map_err(|error| failed("certificate", &error))?.der().to_vec();
-        Ok(StoredKey { made: now, private_key, certificate })
-    }
-
-    fn load(stored: &StoredKey) -> Result<Arc<Self>, KeyError> {
+    fn load(stored: &StoredKey, signs: bool) -> Result<Arc<Self>, KeyError> {
         let damaged = |reason: String| KeyError::Damaged { made: stored.made, reason };
-        let pair = KeyPair::from_pkcs8(&stored.private_key).map_err(|error| damaged(error.to_string()))?;
+        let pair = stored.private_key.as_ref().filter(|_| signs).map(|key| KeyPair::from_pkcs8(key));
+        let pair = pair.transpose().map_err(|error| damaged(error.to_string()))?;
         let certificate = x509_cert::Certificate::from_der(&stored.certificate)
             .map_err(|error| damaged(error.to_string()))?;
         let public_key = certificate
@@ -234,14 +296,23 @@ impl SigningKey {
     }
 }
 
-/// Name of a key as Azure Attestation derives it: over the PEM text, with its last newline and the zero byte after it.
-fn key_id(public_key: &[u8]) -> String {
-    let mut pem = String::from("-----BEGIN PUBLIC KEY-----\n");
-    let text = BASE64_STANDARD.encode(public_key);
-    for line in text.as_bytes().chunks(64) {
-        pem.extend(line.iter().map(|byte| char::from(*byte)));
-        pem.push('\n');
+impl Attestation {
+    /// A report for a key, as Open Enclave remote reports are: version 1, type 2, the quote's length, the quote.
+    fn report(&self, key: &[u8; 32]) -> Result<Vec<u8>, String> {
+        let mut report_data = [0; 64];
+        report_data[..32].copy_from_slice(key);
+        report_data[32..].copy_from_slice(&self.demands.0);
+        let quote = self.attester.quote(&report_data)?;
+        let mut report = Vec::with_capacity(16 + quote.len());
+        report.extend_from_slice(&1u32.to_le_bytes());
+        report.extend_from_slice(&2u32.to_le_bytes());
+        report.extend_from_slice(&(quote.len() as u64).to_le_bytes());
+        report.extend_from_slice(&quote);
+        Ok(report)
     }
-    pem.push_str("-----END PUBLIC KEY-----\n\0");
-    BASE64_STANDARD.encode(Sha256::digest(pem))
+}
+
+/// Name of a key as Azure Attestation derives it.
+fn key_id(public_key: &[u8]) -> String {
+    BASE64_STANDARD.encode(signing_key_digest(public_key))
 }

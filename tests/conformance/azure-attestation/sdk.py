@@ -1,10 +1,10 @@
 """Azure's Python SDK (and, through node, its JavaScript SDK) against the attestation service.
 
-Usage: sdk.py SERVICE QUOTES WORK. Starts the service with a private CA, two tenants (localhost without and 127.0.0.1 with
+Usage: sdk.py QUOTES WORK SERVICE... Starts the service (a command, to which the configuration is added) with a private CA, two tenants (localhost without and 127.0.0.1 with
 policy management certificates) and recorded evidence judged at the time of its collateral.
 """
 
-import base64, datetime, hashlib, http.client, ipaddress, json, os, shutil, signal, ssl, subprocess, sys, tempfile, time
+import base64, datetime, hashlib, http.client, ipaddress, json, os, shutil, signal, ssl, struct, subprocess, sys, tempfile, time
 
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import HttpResponseError
@@ -12,9 +12,12 @@ from azure.security.attestation import AttestationAdministrationClient, Attestat
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.x509.oid import NameOID
 
-SERVICE, QUOTES, WORK = sys.argv[1:4]
+from pki import cert_pem, certificate, key_id, pem, write
+
+QUOTES, WORK, *SERVICE = sys.argv[1:]
+# Whether the keys are inside an enclave.
+INSIDE = "--enclave" in SERVICE
 # In force: the June 2025 collateral of the recorded quotes.
 EVIDENCE_TIME = "2025-06-27T23:29:34Z"
 
@@ -32,47 +35,6 @@ def test(function):
         failed += 1
         print("FAILED", name, "-", type(error).__name__, str(error)[:400])
     return function
-
-
-def pem(key):
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-
-
-def certificate(name, key, issuer=None, names=()):
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    issuer_name, issuer_key = (issuer[0].subject, issuer[1]) if issuer else (subject, key)
-    now = datetime.datetime.now(datetime.timezone.utc)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer_name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-    )
-    # Strict verifiers (Python 3.13) demand the key identifiers.
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    if issuer:
-        builder = builder.add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
-        )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(list(names)), critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())
-
-
-def cert_pem(cert):
-    return cert.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def write(path, text):
-    with open(path, "w") as file:
-        file.write(text)
-    return path
 
 
 def quote(name):
@@ -124,7 +86,7 @@ log = open(os.path.join(folder, "service.log"), "w")
 
 
 def start():
-    process = subprocess.Popen([SERVICE, os.path.join(folder, "service.toml")], stderr=log, stdout=log)
+    process = subprocess.Popen([*SERVICE, os.path.join(folder, "service.toml")], stderr=log, stdout=log)
     for _ in range(200):
         try:
             if raw("GET", "/health")[0] == 200:
@@ -214,7 +176,14 @@ def signing_certificates():
     spki = cert.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    equal(signers[0].key_id, base64.b64encode(hashlib.sha256(spki + b"\0").digest()).decode())
+    digest = hashlib.sha256(spki + b"\0").digest()
+    equal(signers[0].key_id, base64.b64encode(digest).decode())
+    evidence = [e.value.value for e in cert.extensions if e.oid.dotted_string == "1.3.6.1.4.1.311.105.1"]
+    equal(len(evidence), 1 if INSIDE else 0)
+    for report in evidence:
+        # As in Azure's certificates: an Open Enclave report whose report data begins with the key's name.
+        equal(report[:16], struct.pack("<IIQ", 1, 2, len(report) - 16))
+        equal(report[16 + 48 + 320:][:32], digest)
 
 
 def check_sgx(result, token, held, evidence):
@@ -616,12 +585,7 @@ def made(name):
         return file.read()
 
 
-# SHA-256 of the public key of the emulated root, as policies name it.
-emulated_root = hashlib.sha256(
-    x509.load_pem_x509_certificate(made("root.pem"))
-    .public_key()
-    .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-).hexdigest()
+emulated_root = key_id(x509.load_pem_x509_certificate(made("root.pem")))
 
 
 CONFIG = os.path.join(folder, "service.toml")
@@ -662,6 +626,8 @@ settings = {
     "signer": [pem(signer_key), cert_pem(signer)], "other": [pem(other_key), cert_pem(other)],
     "stranger": [pem(stranger_key), cert_pem(stranger)], "ec": [pem(ec_key), cert_pem(ec_cert)],
     "permit": PERMIT, "deny": DENY,
+    # Inside, naming the emulated root made a new key: keys say what was demanded of platforms when they were made.
+    "signers": 2 if INSIDE else 1,
 }
 result = subprocess.run(
     ["node", os.path.join(WORK, "sdk.mjs"), write(os.path.join(folder, "settings.json"), json.dumps(settings))],

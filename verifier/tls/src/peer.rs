@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use enclos_verifier::{Bytes, Hex, Policy, Quote, Time, Verdict, Verifier};
+use enclos_verifier::{Bytes, Collateral, Hex, Policy, Quote, Time, TrustedCollateral, Verdict, Verifier};
 use rustls::{
     CertificateError, ClientConfig, CommonState, DigitallySignedStruct, DistinguishedName, OtherError,
     ServerConfig, SignatureScheme,
@@ -42,6 +42,8 @@ pub struct PeerVerifier {
     clock: Arc<dyn TimeProvider>,
     provider: Arc<CryptoProvider>,
     nonce: Option<Bytes>,
+    /// Documents whose signatures were verified, the one used last at the end.
+    trusted: Mutex<VecDeque<(Arc<Collateral>, Arc<TrustedCollateral>)>>,
     /// The peers last accepted.
     accepted: Mutex<VecDeque<Arc<Peer>>>,
 }
@@ -59,6 +61,8 @@ pub struct Peer {
 
 /// Accepted peers that are remembered, so that a connection's can be asked for.
 const REMEMBERED: usize = 256;
+/// Verified documents of collateral that are kept: one a platform, for as many as sources keep.
+const TRUSTED: usize = 64;
 
 impl PeerVerifier {
     /// A verifier that judges by `policy`, with collateral of `source`, as of `clock`.
@@ -70,6 +74,7 @@ impl PeerVerifier {
             clock,
             provider: Arc::new(rustls::crypto::ring::default_provider()),
             nonce: None,
+            trusted: Mutex::default(),
             accepted: Mutex::default(),
         }
     }
@@ -145,12 +150,40 @@ impl PeerVerifier {
         }
         let quote = Quote::parse(&evidence.quote).map_err(BindingError::from)?;
         let collateral = self.source.collateral(&quote, time)?;
-        let trusted = self.verifier.trust(&collateral);
+        let trusted = self.trusted(&collateral);
         let verdict = self.policy.judge(self.verifier.verify_quote(&evidence.quote, &trusted, time));
         if !verdict.accepted {
             return Err(Refusal::Policy(Box::new(verdict)));
         }
         Ok(Peer { verdict, evidence, certificate: Hex(sha256(certificate)) })
+    }
+
+    /// The document, verified: once for as long as the source gives the same one. Whether it is in force is judged with
+    /// every peer.
+    fn trusted(&self, document: &Arc<Collateral>) -> Arc<TrustedCollateral> {
+        let lock = || self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
+        // The same allocation is the same document, because it is kept here.
+        let known = |kept: &VecDeque<(Arc<Collateral>, _)>| {
+            kept.iter().position(|(known, _)| Arc::ptr_eq(known, document))
+        };
+        {
+            let mut kept = lock();
+            if let Some(entry) = known(&kept).and_then(|index| kept.remove(index)) {
+                let trusted = Arc::clone(&entry.1);
+                kept.push_back(entry);
+                return trusted;
+            }
+        }
+        // Without the lock, so that other peers do not wait.
+        let trusted = Arc::new(self.verifier.trust(document));
+        let mut kept = lock();
+        if known(&kept).is_none() {
+            if kept.len() == TRUSTED {
+                kept.pop_front();
+            }
+            kept.push_back((Arc::clone(document), Arc::clone(&trusted)));
+        }
+        trusted
     }
 
     /// The accepted peer of a connection whose handshake is done.

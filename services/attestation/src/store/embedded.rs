@@ -44,13 +44,7 @@ impl EmbeddedStore {
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join("attestation.redb");
         let open = || -> Result<Database, redb::Error> {
-            std::fs::create_dir_all(folder)?;
-            let mut options = std::fs::OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            let file = options.open(&path)?;
-            let database = Database::builder().create_file(file)?;
+            let database = create(folder, &path)?;
             // Made at once, so that reading never meets a missing table.
             let write = database.begin_write()?;
             write.open_table(POLICIES)?;
@@ -63,7 +57,7 @@ impl EmbeddedStore {
         };
         match open() {
             Ok(database) => Ok(Self { database, path }),
-            Err(source) => Err(StoreError::Embedded { path, source: Box::new(source) }),
+            Err(source) => Err(StoreError::Embedded { path, source: source.into() }),
         }
     }
 
@@ -91,10 +85,22 @@ impl EmbeddedStore {
 
     fn error(&self, failure: Failure) -> StoreError {
         match failure {
-            Failure::Database(source) => StoreError::Embedded { path: self.path.clone(), source },
+            Failure::Database(source) => {
+                StoreError::Embedded { path: self.path.clone(), source: source.into() }
+            }
             Failure::Store(error) => error,
         }
     }
+}
+
+/// Opens the database in a file, making it and its folder when they are not there; only the owner may read it.
+pub(super) fn create(folder: &Path, path: &Path) -> Result<Database, redb::Error> {
+    std::fs::create_dir_all(folder)?;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    Ok(Database::builder().create_file(options.open(path)?)?)
 }
 
 /// Whether a tenant's certificates are still of a revision; with `change`, they are of the next from now on.

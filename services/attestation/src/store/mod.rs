@@ -8,18 +8,23 @@
 //! a [`Revision`], new with every change of its certificates, and a write names the one it was authorized under: when
 //! that is no longer the present one, nothing is written and the caller decides again.
 
+#[cfg(feature = "server")]
 mod embedded;
+#[cfg(feature = "server")]
 mod postgres;
+#[cfg(feature = "server")]
+mod records;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::{embedded::EmbeddedStore, postgres::PostgresStore};
+#[cfg(feature = "server")]
+pub use self::{embedded::EmbeddedStore, postgres::PostgresStore, records::RecordFile};
 
 /// Which state of a tenant's certificates a decision was made under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Revision(pub(crate) u64);
+pub struct Revision(pub u64);
 
 /// Certificates whose keys may sign policies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,12 +52,28 @@ pub enum Written {
 pub struct StoredKey {
     /// When it was made, milliseconds since 1970.
     pub made: u64,
-    /// The private key, PKCS #8.
-    #[serde(with = "hex::serde")]
-    pub private_key: Vec<u8>,
+    /// The private key, PKCS #8. `None` when only its certificate is left, by which tokens are still validated.
+    #[serde(default, with = "private_key", skip_serializing_if = "Option::is_none")]
+    pub private_key: Option<Vec<u8>>,
     /// Its certificate, DER.
     #[serde(with = "hex::serde")]
     pub certificate: Vec<u8>,
+}
+
+/// A private key as hexadecimal digits.
+mod private_key {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(key: &Option<Vec<u8>>, serializer: S) -> Result<S::Ok, S::Error> {
+        hex::serde::serialize(key.as_deref().unwrap_or_default(), serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Vec<u8>>, D::Error> {
+        let digits = String::deserialize(deserializer)?;
+        hex::decode(digits).map(Some).map_err(|_| D::Error::custom("a private key is not hexadecimal digits"))
+    }
 }
 
 /// The store failed.
@@ -65,7 +86,7 @@ pub enum StoreError {
         path: PathBuf,
         /// What the database says.
         #[source]
-        source: Box<redb::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// PostgreSQL.
     #[error(
@@ -74,6 +95,20 @@ pub enum StoreError {
     Postgres {
         /// What the client or the server says.
         reason: String,
+    },
+    /// The host of the enclave that the service runs in.
+    #[error("the host of the enclave failed to keep records: {reason}")]
+    Host {
+        /// What it says.
+        reason: String,
+    },
+    /// There is no room for more.
+    #[error(
+        "policies and certificates would have more than {limit} bytes altogether; remove some, or make them shorter"
+    )]
+    Full {
+        /// How much there may be.
+        limit: usize,
     },
     /// A record is not what this service writes.
     #[error("{what} in the store is damaged: {reason}; restore the store from a backup")]
@@ -142,10 +177,12 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     ) -> Result<Written, StoreError>;
 }
 
+#[cfg(feature = "server")]
 fn json<T: Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string(value).expect("strings and numbers are serializable")
 }
 
+#[cfg(feature = "server")]
 fn chain_of(thumbprint: &str, text: &str) -> Result<Vec<String>, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Damaged {
         what: format!("policy management certificate {thumbprint}"),
@@ -153,6 +190,7 @@ fn chain_of(thumbprint: &str, text: &str) -> Result<Vec<String>, StoreError> {
     })
 }
 
+#[cfg(feature = "server")]
 fn key_of(made: u64, text: &[u8]) -> Result<StoredKey, StoreError> {
     // Not what it has: a message must not carry parts of a key.
     serde_json::from_slice(text).map_err(|error| StoreError::Damaged {
