@@ -15,7 +15,7 @@
 //! anyone touches it, and what is read is copied once and only then looked at.
 
 /// Version of everything in this module; the host checks it against the image's before the first entry.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Page size of EPC pages (SDM vol. 3D, 34.5).
 pub const PAGE_SIZE: u64 = 4096;
@@ -48,6 +48,9 @@ pub mod exit {
     pub const HOST_CALL: u64 = 0x101;
     /// The exception was handled: ERESUME.
     pub const RESUME: u64 = 0x102;
+    /// The exception was a page fault in memory that was promised and is not there yet: RSI = address of the first page,
+    /// RDX = number of pages to [augment](super::hostcall::AUGMENT). Then [`op::EXCEPTION`](super::op::EXCEPTION) again.
+    pub const AUGMENT: u64 = 0x108;
     /// The application's thread ended; the TCS is free again.
     pub const THREAD_END: u64 = 0x103;
     /// The program ended (`exit_group`): RSI = exit status.
@@ -183,6 +186,22 @@ pub mod hostcall {
     /// poll: the frame holds a [`Polled`](super::Polled)s; b nanoseconds at most (u64::MAX: no limit). A WAKE of the
     /// thread ends it as well. Result: how many are ready.
     pub const POLL: u64 = 31;
+
+    // Dynamic memory (SGX2). `a` is the linear address of the first page, `b` the number of pages. What the host answers
+    // is an allegation: EACCEPT is what proves that a page is there, of which type and with which permissions.
+
+    /// ENCLS\[EAUG\] of pages; those that are pending already may stay. Result 0, -ENOMEM.
+    pub const AUGMENT: u64 = 48;
+    /// ENCLS\[EMODPR\] and ENCLS\[ETRACK\]: restricts to the permissions c (SECINFO.FLAGS bits 0 to 2). Result 0.
+    pub const RESTRICT: u64 = 49;
+    /// ENCLS\[EMODT\] to PT_TRIM and ENCLS\[ETRACK\]. Result 0.
+    pub const TRIM: u64 = 50;
+    /// ENCLS\[EREMOVE\] of pages whose trimming was accepted. Result 0.
+    pub const REMOVE: u64 = 51;
+    /// ENCLS\[EMODT\] to PT_TCS and ENCLS\[ETRACK\] of the page at a. Result 0.
+    pub const MAKE_TCS: u64 = 52;
+    /// The thread region of index a can be entered now: its TCS was accepted. Result 0.
+    pub const THREAD_READY: u64 = 53;
 }
 
 /// [`RuntimeTable::next_call`] has a call to deliver.
