@@ -84,6 +84,8 @@ pub mod refusal {
     pub const CSSA: u64 = 8;
     /// There is no thread waiting to be started.
     pub const NO_THREAD: u64 = 9;
+    /// The host did not give the memory that the enclave needs to start.
+    pub const NO_MEMORY: u64 = 10;
 }
 
 /// Status of a reply to a call (either direction).

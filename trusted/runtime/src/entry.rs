@@ -17,6 +17,8 @@ use crate::thread::{Thread, state};
 use enclos::abi::{exit, op, refusal, thread as region};
 
 unsafe extern "C" {
+    /// Where EENTER lands.
+    pub fn enclos_entry();
     /// Leaves the enclave with an exit code and four values and returns when the host answers: the operation (RAX) and
     /// its first argument (RDX); all four arguments are in the thread data.
     pub fn enclos_switch(code: u64, a: u64, b: u64, c: u64, d: u64) -> Answer;
@@ -38,6 +40,13 @@ unsafe extern "C" {
     pub fn enclos_ereport(target_info: *const u8, report_data: *const u8, report: *mut u8);
     /// ENCLU with leaf EGETKEY; the error code of RAX.
     pub fn enclos_egetkey(key_request: *const u8, key: *mut u8) -> u64;
+    /// ENCLU with leaf EACCEPT: SECINFO, page; the error code of RAX, or [`crate::pages::FAULTED`].
+    pub fn enclos_eaccept(secinfo: *const u8, page: u64) -> u64;
+    /// The ENCLU in it, and what follows.
+    pub fn enclos_eaccept_site();
+    pub fn enclos_eaccept_done();
+    /// ENCLU with leaf EMODPE: SECINFO, page.
+    pub fn enclos_emodpe(secinfo: *const u8, page: u64);
 }
 
 /// What `enclos_switch` returns.
@@ -185,7 +194,7 @@ global_asm!(
     .section .text.enclos_entry, "ax"
     .global enclos_entry, enclos_switch, enclos_switch_keeping, enclos_leave, enclos_leave_exception
     .global enclos_start_application, enclos_start_thread, enclos_syscall, enclos_cpuid
-    .global enclos_ereport, enclos_egetkey
+    .global enclos_ereport, enclos_egetkey, enclos_eaccept, enclos_eaccept_site, enclos_eaccept_done, enclos_emodpe
     .p2align 6
 enclos_entry:
     cld
@@ -572,6 +581,28 @@ enclos_egetkey:
     mov rcx, rsi
     mov eax, 1
     .byte 0x0f, 0x01, 0xd7
+    pop rbx
+    ret
+enclos_emodpe:
+    push rbx
+    mov rbx, rdi
+    mov rcx, rsi
+    mov eax, 6
+    .byte 0x0f, 0x01, 0xd7
+    pop rbx
+    ret
+
+    # Padded: it comes in loops. The emulator knows it by the instruction before. The three are in one page, so that the
+    # instruction before always is.
+    .p2align 5
+enclos_eaccept:
+    push rbx
+    mov rbx, rdi
+    mov rcx, rsi
+    mov eax, 5
+enclos_eaccept_site:
+    ENCLU_PADDED
+enclos_eaccept_done:
     pop rbx
     ret
 

@@ -1,8 +1,9 @@
 //! Entries at CSSA = 1: a thread left by an exception, and the host brings it back to find out what to do.
 //!
 //! What the program could not execute (SYSCALL, CPUID) is turned into a jump to where rewritten sites jump: the SSA
-//! frame is changed and the host told to ERESUME, so that nothing but this decision runs at CSSA = 1. Everything else
-//! ends the enclave with a report.
+//! frame is changed and the host told to ERESUME, so that nothing but this decision runs at CSSA = 1. A page fault in
+//! memory that was promised makes the host add pages, and comes here again to accept them; EACCEPT of a page that is not
+//! there returns an error. Everything else ends the enclave with a report.
 
 use core::fmt::Write;
 
@@ -11,6 +12,7 @@ use enclos::image::{TRAP_CPUID, TrapSite};
 
 use crate::entry;
 use crate::host::Frame;
+use crate::memory::{self, Fault};
 use crate::thread::Thread;
 
 /// Vector reported when the program aborts by itself.
@@ -51,6 +53,10 @@ const _: () = assert!(size_of::<Gprsgx>() == 184);
 
 /// EXITINFO of a hardware exception #UD.
 const INVALID_OPCODE: u32 = 1 << 31 | 3 << 8 | 6;
+/// EXITINFO of a hardware exception #PF.
+const PAGE_FAULT: u32 = 1 << 31 | 3 << 8 | 14;
+/// How often a page that is there may be missed at the same address: more often means that the host took it away.
+const MOST_RETRIES: u32 = 3;
 
 /// From `enclos_entry` at CSSA = 1.
 pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
@@ -59,6 +65,12 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
     // SAFETY: the first SSA frame of this thread: the CPU filled it when the thread left, and nobody else touches it
     // while the thread is at CSSA = 1.
     let gpr = unsafe { &mut *frame };
+    if gpr.rip == entry::enclos_eaccept_site as *const () as u64 {
+        // The page is not there. Or the host interrupted the thread just here and pretends so: then it is not accepted.
+        gpr.rax = crate::pages::FAULTED;
+        gpr.rip = entry::enclos_eaccept_done as *const () as u64;
+        resume();
+    }
     let in_program = crate::boot::in_application(gpr.rip);
     if gpr.exitinfo == INVALID_OPCODE && in_program && !crate::ended() {
         // SAFETY: the CPU fetched an instruction there.
@@ -83,6 +95,9 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
     let vector = if gpr.exitinfo >> 31 != 0 { gpr.exitinfo & 0xff } else { u32::MAX };
     let address = if vector == 14 { address } else { 0 };
     let rip = gpr.rip;
+    if gpr.exitinfo == PAGE_FAULT && crate::pages::are_dynamic() && !crate::ended() {
+        bring_or_go_on(me, address);
+    }
     let len = report(me, vector, rip, address, format_args!("{} at {}", name(vector), Place(rip)));
     // SAFETY: the enclave has ended; this thread goes no further.
     unsafe { entry::enclos_leave_exception(exit::FAULT, len, 0) }
@@ -103,6 +118,34 @@ pub fn die_of_bug(what: core::fmt::Arguments<'_>) -> ! {
     me.set_state(crate::thread::state::FREE, false);
     // SAFETY: as above.
     unsafe { entry::enclos_leave(exit::FAULT, len, 0) }
+}
+
+/// A page fault of the program, or of the runtime on its behalf: if it touched what was promised, does not return.
+fn bring_or_go_on(me: &mut Thread, address: u64) {
+    let (at, count) = core::mem::take(&mut me.awaited);
+    if count != 0 {
+        if !memory::arrived(at, count) {
+            // The program was told that it has this memory; there is nothing else to tell it.
+            return;
+        }
+        resume();
+    }
+    match memory::on_fault(address) {
+        Fault::Foreign => {}
+        Fault::Again { is_there } => {
+            let is_same = me.missed.0 == address;
+            me.missed = (address, if is_there && is_same { me.missed.1 + 1 } else { 0 });
+            if me.missed.1 < MOST_RETRIES {
+                resume();
+            }
+        }
+        Fault::Bring(at, count) => {
+            me.awaited = (at, count);
+            me.missed = (0, 0);
+            // SAFETY: nothing of this entry is left behind; the next one at CSSA = 1 comes back here.
+            unsafe { entry::enclos_leave_exception(exit::AUGMENT, at, count) }
+        }
+    }
 }
 
 fn resume() -> ! {
