@@ -90,7 +90,7 @@ pub fn release() {
     unsafe { enclos_ready.store(1, Ordering::Release) }
 }
 
-/// Number of threads the image has.
+/// Number of threads the image can have.
 pub fn count() -> u32 {
     COUNT.load(Ordering::Relaxed)
 }
@@ -126,7 +126,13 @@ impl Thread {
     }
 }
 
-/// Data of the thread with this index, for the futex table.
+/// Indices of the threads whose regions are there.
+pub fn all() -> impl Iterator<Item = u32> {
+    let is_whole = |word: &AtomicU32| word.load(Ordering::Acquire) & region_state::WHOLE != 0;
+    (0..count()).zip(&REGIONS).filter(move |(_, word)| is_whole(word)).map(|(index, _)| index)
+}
+
+/// Data of the thread with this index, which is one of [`all`]; for the futex table.
 pub fn at(index: u32) -> *mut Thread {
     debug_assert!(index < count());
     (AREA.load(Ordering::Relaxed) + u64::from(index) * region::STRIDE + region::DATA) as *mut Thread
@@ -265,7 +271,10 @@ fn add_region(me: &Thread) -> Result<(), Errno> {
         }
         return Err(e);
     }
+    // Before anybody can be inside: who waits there is to be found.
     word.store(region_state::WHOLE, Ordering::Release);
+    // What the host makes of this shows when it is asked for a thread.
+    crate::host::call_keeping(Thread::current(), hostcall::THREAD_READY, index as u64, 0, 0);
     Ok(())
 }
 
@@ -300,10 +309,7 @@ fn fill_region(index: u64, word: &AtomicU32, info_offset: u64) -> Result<(), Err
             ((at + region::TCS + offset) as *mut u64).write(value);
         }
     }
-    crate::pages::make_tcs(at + region::TCS)?;
-    // What the host makes of this shows when it is asked for a thread.
-    crate::host::call_keeping(Thread::current(), hostcall::THREAD_READY, index, 0, 0);
-    Ok(())
+    crate::pages::make_tcs(at + region::TCS)
 }
 
 /// Entry of [`op::THREAD`]: runs a thread that waits to be started, if there is one.
