@@ -773,9 +773,9 @@ impl Shared {
                 exit::NESTED_DONE => return Outcome::NestedDone(registers.rsi, registers.rdx),
                 exit::RESUME => leaf = Leaf::Resume,
                 exit::AUGMENT => {
-                    // The enclave finds out what became of it.
-                    let _ = self.augment(registers.rsi, registers.rdx);
-                    *registers = Registers { rdi: op::EXCEPTION, ..Registers::default() };
+                    let failed = self.augment(registers.rsi, registers.rdx).is_err();
+                    let rsi = u64::from(failed);
+                    *registers = Registers { rdi: op::EXCEPTION, rsi, ..Registers::default() };
                 }
                 exit::THREAD_END => return Outcome::ThreadEnded,
                 _ => return self.left_for_good(slot, registers),

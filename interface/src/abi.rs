@@ -32,7 +32,8 @@ pub mod op {
     pub const RETURN: u64 = 4;
     /// A call on top of the typed host-service call the thread is waiting in; arguments as [`CALL`].
     pub const NESTED_CALL: u64 = 5;
-    /// The thread left by an exception: look at the SSA frame. Only at CSSA = 1.
+    /// The thread left by an exception: look at the SSA frame. Only at CSSA = 1, and at CSSA = 2 when EACCEPT faulted in
+    /// the handling of one. RSI: see [`exit::AUGMENT`](super::exit::AUGMENT).
     pub const EXCEPTION: u64 = 6;
     /// Tell a parked thread that no more calls will come: its `next_call` returns [`super::NEXT_SHUTDOWN`].
     pub const SHUTDOWN: u64 = 7;
@@ -49,7 +50,8 @@ pub mod exit {
     /// The exception was handled: ERESUME.
     pub const RESUME: u64 = 0x102;
     /// The exception was a page fault in memory that was promised and is not there yet: RSI = address of the first page,
-    /// RDX = number of pages to [augment](super::hostcall::AUGMENT). Then [`op::EXCEPTION`](super::op::EXCEPTION) again.
+    /// RDX = number of pages to [augment](super::hostcall::AUGMENT). Then [`op::EXCEPTION`](super::op::EXCEPTION)
+    /// again, with RSI = 0, or 1 if there are none.
     pub const AUGMENT: u64 = 0x108;
     /// The application's thread ended; the TCS is free again.
     pub const THREAD_END: u64 = 0x103;
@@ -360,7 +362,8 @@ pub struct ClockSample {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct FaultReport {
-    /// Exception vector (SDM vol. 3A, 6.3.1), or 0x100 for an abort by the program itself.
+    /// Exception vector (SDM vol. 3A, 6.3.1), or 0x100 for an abort by the program itself, 0x101 for a bug in the
+    /// runtime, 0x102 for memory that did not come.
     pub vector: u32,
     /// Index of the thread.
     pub thread: u32,

@@ -129,6 +129,10 @@ unsafe extern "C" fn enclos_relocate() {
 
 const ENCLU_EEXIT: u32 = 4;
 
+/// Where the second SSA frame ends, from the thread's data page: with GPRSGX, whose first field is RAX and whose RIP is 48
+/// bytes from its end (SDM vol. 3D, 34.9.1.1).
+const SECOND_FRAME_END: u64 = region::SSA - region::DATA + 2 * region::SSA_FRAME_PAGES as u64 * 4096;
+
 // AT&T-free, Intel syntax. GS base is the thread data page throughout; FS base is the application's whenever its code
 // or the runtime runs on its behalf.
 global_asm!(
@@ -357,16 +361,34 @@ enclos_entry:
 50: mov gs:[{exception_rip}], rcx
     mov gs:[{exception_rsp}], rsp
     mov gs:[{exception_rbp}], rbp
-    cmp eax, 1
-    jne 51f
     cmp rdi, {op_exception}
     jne 51f
+    cmp eax, 1
+    jne 52f
     rdgsbase rax
     lea rsp, [rax + {exception_stack_from_data}]
     SANITISE
+    # RSI: what became of what the exception handler asked for.
     mov rdi, rax
     call {exception}
     ud2
+    # The exception handler accepts pages too: one that is not there is an error to it, as `exception` makes it one to
+    # others. Registers are the host's; the frame was filled by the CPU.
+52: cmp eax, 2
+    jne 51f
+    rdgsbase rax
+    lea rdx, [rip + enclos_eaccept_site]
+    cmp rdx, [rax + {second_frame_rip}]
+    jne 51f
+    lea rdx, [rip + enclos_eaccept_done]
+    mov [rax + {second_frame_rip}], rdx
+    mov qword ptr [rax + {second_frame_rax}], -1
+    mov edi, {exit_resume}
+    xor esi, esi
+    xor edx, edx
+    xor r8d, r8d
+    xor r9d, r9d
+    jmp 91f
 51: mov esi, {refused_cssa}
     mov edi, {exit_refused}
     xor edx, edx
@@ -630,6 +652,8 @@ enclos_ready: .long 0
     stack_top = const offset_of!(Thread, stack_top),
     stack_from_data = const region::STACK_END as i64 - region::DATA as i64,
     exception_stack_from_data = const region::EXCEPTION_STACK_END as i64 - region::DATA as i64,
+    second_frame_rip = const SECOND_FRAME_END - 48,
+    second_frame_rax = const SECOND_FRAME_END - 184,
     application_fs_from_data = const region::APPLICATION_FS - region::DATA,
     state_free = const state::FREE,
     state_running = const state::RUNNING,
@@ -643,6 +667,7 @@ enclos_ready: .long 0
     op_exception = const op::EXCEPTION,
     op_shutdown = const op::SHUTDOWN,
     exit_refused = const exit::REFUSED,
+    exit_resume = const exit::RESUME,
     exit_nested_done = const exit::NESTED_DONE,
     refused_operation = const refusal::OPERATION,
     refused_state = const refusal::STATE,

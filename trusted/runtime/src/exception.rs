@@ -19,6 +19,8 @@ use crate::thread::Thread;
 pub const ABORT: u32 = 0x100;
 /// Vector reported when the runtime found a bug in itself.
 pub const BUG: u32 = 0x101;
+/// Vector reported when memory does not come that the program was promised.
+pub const NO_MEMORY: u32 = 0x102;
 
 /// The general registers' part of an SSA frame (SDM vol. 3D, 34.9.1.1).
 #[derive(Clone, Copy)]
@@ -58,8 +60,8 @@ const PAGE_FAULT: u32 = 1 << 31 | 3 << 8 | 14;
 /// How often a page that is there may be missed at the same address: more often means that the host took it away.
 const MOST_RETRIES: u32 = 3;
 
-/// From `enclos_entry` at CSSA = 1.
-pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
+/// From `enclos_entry` at CSSA = 1. `answer`: what the host says became of its last [`exit::AUGMENT`], 0 or an error.
+pub unsafe extern "C" fn handle(me: &'static mut Thread, answer: u64) -> ! {
     let at = core::ptr::from_mut(me) as u64 - region::DATA + region::SSA;
     let frame = (at + u64::from(region::SSA_FRAME_PAGES) * 4096 - size_of::<Gprsgx>() as u64) as *mut Gprsgx;
     // SAFETY: the first SSA frame of this thread: the CPU filled it when the thread left, and nobody else touches it
@@ -92,11 +94,13 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
     // EXINFO, just below GPRSGX: valid for #PF and #GP.
     // SAFETY: the same frame.
     let address = unsafe { *frame.cast::<u64>().sub(2) };
-    let vector = if gpr.exitinfo >> 31 != 0 { gpr.exitinfo & 0xff } else { u32::MAX };
+    let mut vector = if gpr.exitinfo >> 31 != 0 { gpr.exitinfo & 0xff } else { u32::MAX };
     let address = if vector == 14 { address } else { 0 };
     let rip = gpr.rip;
     if gpr.exitinfo == PAGE_FAULT && crate::pages::are_dynamic() && !crate::ended() {
-        bring_or_go_on(me, address);
+        if let Err(NotThere) = bring_or_go_on(me, address, answer) {
+            vector = NO_MEMORY;
+        }
     }
     let len = report(me, vector, rip, address, format_args!("{} at {}", name(vector), Place(rip)));
     // SAFETY: the enclave has ended; this thread goes no further.
@@ -120,24 +124,28 @@ pub fn die_of_bug(what: core::fmt::Arguments<'_>) -> ! {
     unsafe { entry::enclos_leave(exit::FAULT, len, 0) }
 }
 
-/// A page fault of the program, or of the runtime on its behalf: if it touched what was promised, does not return.
-fn bring_or_go_on(me: &mut Thread, address: u64) {
+/// What was promised does not come. The program was told that it has this memory; there is nothing else to tell it.
+struct NotThere;
+
+/// A page fault of the program, or of the runtime on its behalf: if it touched what was promised and comes, does not
+/// return.
+fn bring_or_go_on(me: &mut Thread, address: u64, answer: u64) -> Result<(), NotThere> {
     let (at, count) = core::mem::take(&mut me.awaited);
     if count != 0 {
-        if !memory::arrived(at, count) {
-            // The program was told that it has this memory; there is nothing else to tell it.
-            return;
+        if answer != 0 || !memory::arrived(at, count) {
+            return Err(NotThere);
         }
         resume();
     }
     match memory::on_fault(address) {
-        Fault::Foreign => {}
+        Fault::Foreign => Ok(()),
         Fault::Again { is_there } => {
             let is_same = me.missed.0 == address;
             me.missed = (address, if is_there && is_same { me.missed.1 + 1 } else { 0 });
             if me.missed.1 < MOST_RETRIES {
                 resume();
             }
+            Ok(())
         }
         Fault::Bring(at, count) => {
             me.awaited = (at, count);
@@ -225,6 +233,7 @@ fn name(vector: u32) -> &'static str {
         19 => "SIMD error (#XM)",
         ABORT => "aborted by the program",
         BUG => "bug in the runtime",
+        NO_MEMORY => "out of memory: pages that were promised did not come",
         _ => "exception",
     }
 }

@@ -304,7 +304,10 @@ pub fn protect(at: u64, len: u64, permissions: u64) -> Result<(), Errno> {
                 continue;
             }
             if permissions == pages::READ_WRITE && is & (state::LAZY | state::PROMISED) != 0 {
-                set(from, count, kept | state::PROMISED);
+                // The end of what becomes a stack is used at once: who makes the thread is to learn that there is none.
+                let now = if kept != 0 { count.min(BROUGHT_AT_ONCE) } else { 0 };
+                set(from, count - now, kept | state::PROMISED);
+                bring(from + count - now, now, kept)?;
                 continue;
             }
             bring(from, count, kept)?;
@@ -455,6 +458,9 @@ fn promise(first: usize, pages: usize, later: u8) -> Result<(), Errno> {
 
 /// Brings pages that are not there.
 fn bring(first: usize, count: usize, kept: u8) -> Result<(), Errno> {
+    if count == 0 {
+        return Ok(());
+    }
     let (there, outcome) = pages::bring(address(first), count as u64);
     set(first, there as usize, state::PRESENT | kept);
     outcome
