@@ -247,9 +247,8 @@ impl Growth {
         let at = std::mem::offset_of!(ThreadSeed, info_offset);
         let info = chunk(stream, u64::from_le_bytes(*seed[at..].first_chunk()?))?;
         let word = |at: usize| info[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
-        let threads = u64::from(u32::from_le_bytes(
-            *info[std::mem::offset_of!(ImageInfo, threads)..].first_chunk()?,
-        ));
+        let threads =
+            u64::from(u32::from_le_bytes(*info[std::mem::offset_of!(ImageInfo, threads)..].first_chunk()?));
         let is_one = word(std::mem::offset_of!(ImageInfo, magic))? == INFO_MAGIC;
         let present = word(std::mem::offset_of!(ImageInfo, threads_present))?;
         let heap = word(std::mem::offset_of!(ImageInfo, heap_size))?;

@@ -319,10 +319,13 @@ impl DynamicMemory for Enclave {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
         // SAFETY: replaces a part of our own reservation, or of what was mapped there before, by the enclave's pages:
         // those that there are stay as they are.
-        let mapped = unsafe {
-            libc::mmap(at.cast(), length as usize, protection, flags, device.as_raw_fd(), 0)
-        };
-        if mapped == libc::MAP_FAILED { Err(crate::memory::os("mapping pages to add (EAUG)")) } else { Ok(()) }
+        let mapped =
+            unsafe { libc::mmap(at.cast(), length as usize, protection, flags, device.as_raw_fd(), 0) };
+        if mapped == libc::MAP_FAILED {
+            Err(crate::memory::os("mapping pages to add (EAUG)"))
+        } else {
+            Ok(())
+        }
     }
 
     fn restrict(&self, offset: u64, count: u64, permissions: SecinfoFlags) -> Result<(), PlatformError> {
@@ -378,11 +381,9 @@ impl Enclave {
             }
             let code = u32::try_from(result).ok().and_then(|r| ErrorCode::try_from(r).ok());
             return Err(match code.filter(|code| *code != ErrorCode::Success) {
-                Some(code) => PlatformError::Leaf {
-                    leaf,
-                    code,
-                    hint: "the enclave has not accepted the change before",
-                },
+                Some(code) => {
+                    PlatformError::Leaf { leaf, code, hint: "the enclave has not accepted the change before" }
+                }
                 None => PlatformError::Os { what: "changing pages of the enclave", source },
             });
         }

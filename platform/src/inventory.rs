@@ -133,8 +133,9 @@ fn processor(cpuid: Cpuid<'_>) -> Vec<Fact> {
         have("sgx.sgx1", "SGX1 enabled by the firmware (CPUID.12H:EAX[0])", enabled, Hardware).cure(
             "enable SGX in the firmware settings (not \"software controlled\"), and its memory reservation",
         ),
-        soft("sgx.sgx2", "SGX2, dynamic memory (CPUID.12H:EAX[1])", functions >> 1 & 1 == 1, Nobody)
-            .cure("images with profile = \"sgx2\" need it: build them with \"sgx1\", their heap is preallocated"),
+        soft("sgx.sgx2", "SGX2, dynamic memory (CPUID.12H:EAX[1])", functions >> 1 & 1 == 1, Nobody).cure(
+            "images with profile = \"sgx2\" need it: build them with \"sgx1\", their heap is preallocated",
+        ),
         have("sgx.flc", "Flexible launch control (CPUID.7:ECX[30])", sgx && seven_c >> 30 & 1 == 1, Hardware)
             .cure(
                 "the Linux driver needs it: enable launch control in the firmware, or use a newer processor",

@@ -137,12 +137,8 @@ pub trait DynamicMemory: Send + Sync {
     ///
     /// # Errors
     /// As for [`restrict`](Self::restrict).
-    fn modify_type(
-        &self,
-        offset: u64,
-        count: u64,
-        page_type: sgx_isa::PageType,
-    ) -> Result<(), PlatformError>;
+    fn modify_type(&self, offset: u64, count: u64, page_type: sgx_isa::PageType)
+    -> Result<(), PlatformError>;
 
     /// ENCLS\[EREMOVE\] of TRIM pages that the enclave has accepted as such.
     ///

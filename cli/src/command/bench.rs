@@ -194,10 +194,9 @@ fn measure_growth(table: &mut Table<'_>, platform: PlatformChoice, ui: Ui) -> Re
     let (mut ours, mut theirs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     table.step(GROWTH);
     for sample in 0..=table.args.samples.min(MOST_GROWTHS) {
-        for (grown, of) in [
-            (client.grow(GROWN)?.ok_or_else(none)?, &mut ours),
-            (grow(GROWN).ok_or_else(none)?, &mut theirs),
-        ] {
+        for (grown, of) in
+            [(client.grow(GROWN)?.ok_or_else(none)?, &mut ours), (grow(GROWN).ok_or_else(none)?, &mut theirs)]
+        {
             // The first warms up.
             if sample != 0 {
                 of[0].push(grown.0 as f64 / 1e6);
@@ -205,7 +204,8 @@ fn measure_growth(table: &mut Table<'_>, platform: PlatformChoice, ui: Ui) -> Re
             }
         }
     }
-    for (name, ours, theirs) in ours.into_iter().zip(theirs).zip([GROWTH, PAUSE]).map(|((a, b), n)| (n, a, b)) {
+    for (name, ours, theirs) in ours.into_iter().zip(theirs).zip([GROWTH, PAUSE]).map(|((a, b), n)| (n, a, b))
+    {
         if table.wants(name) {
             table.show(name, "ms", "the same function, native", Stats::of(ours), Stats::of(theirs));
         }

@@ -100,7 +100,12 @@ impl EnclaveState {
             match entry & PT_MASK {
                 PT_REG => {}
                 PT_TCS if to == PT_TRIM => {}
-                _ => return Err(pf(LEAF, "only regular pages become TCSs, and only those and TCSs are trimmed")),
+                _ => {
+                    return Err(pf(
+                        LEAF,
+                        "only regular pages become TCSs, and only those and TCSs are trimmed",
+                    ));
+                }
             }
             modifiable(LEAF, entry)?;
             Ok(epoch << 16 | to | MODIFIED | VALID)

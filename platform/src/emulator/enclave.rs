@@ -327,7 +327,10 @@ impl EnclaveState {
             t if t == PageType::Trim as u8 => PageType::Trim,
             _ => PageType::Reg,
         };
-        Some(PageInfo { page_type, permissions: flags & (SecinfoFlags::R | SecinfoFlags::W | SecinfoFlags::X) })
+        Some(PageInfo {
+            page_type,
+            permissions: flags & (SecinfoFlags::R | SecinfoFlags::W | SecinfoFlags::X),
+        })
     }
 
     /// The EPCM entry of the page that the offset lies in, in the form of SECINFO.FLAGS; `None` when it is not valid.

@@ -19,8 +19,8 @@ use super::keys::{self, Fault};
 use super::thread::{self, EnclaveThreads, TcsDescription};
 use super::transitions as asm;
 use super::{describe, protection_of};
-use crate::memory::{PAGE, Reservation};
 use crate::PlatformError;
+use crate::memory::{PAGE, Reservation};
 
 /// State and memory of an initialised enclave.
 pub(super) struct EnclavePages {
@@ -76,8 +76,7 @@ impl EnclavePages {
             // Those that changed meanwhile stay stale.
             let seen = page.load(Ordering::Acquire);
             if (seen ^ entry) & 0xffff == 0 {
-                let _ =
-                    page.compare_exchange(seen, seen & !STALE, Ordering::AcqRel, Ordering::Relaxed);
+                let _ = page.compare_exchange(seen, seen & !STALE, Ordering::AcqRel, Ordering::Relaxed);
             }
         }
         true
@@ -97,7 +96,8 @@ impl EnclavePages {
     }
 
     fn lock(&self) -> Lock<'_> {
-        while self.changing.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        while self.changing.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err()
+        {
             // SAFETY: sched_yield touches no memory.
             unsafe { asm::enclos_emu_call(libc::SYS_sched_yield, 0, 0, 0) };
         }

@@ -631,7 +631,13 @@ impl Inside<'_> {
     fn page_fault(&mut self, error: u64, address: u64) {
         // Error code (SDM vol. 3A, 4.7): bit 1 write, bit 4 instruction fetch, bit 5 protection key, bit 15 SGX. As in
         // SECINFO.FLAGS: bit 0 read, bit 1 write, bit 2 execute.
-        let access = if error & 16 != 0 { 4 } else if error & 2 != 0 { 2 } else { 1 };
+        let access = if error & 16 != 0 {
+            4
+        } else if error & 2 != 0 {
+            2
+        } else {
+            1
+        };
         // SAFETY: the state is this thread's.
         let enclave = unsafe { (*self.state).enclave() };
         if error & 32 == 0 && enclave.leaves.settle(address, access) {

@@ -1039,6 +1039,11 @@ impl Slot {
             if libc::sigaltstack(&raw const new, core::ptr::null_mut()) != 0 {
                 return Err(os("setting the signal stack"));
             }
+            // By this signal threads are interrupted to track changes of pages.
+            let mut interruption = core::mem::zeroed();
+            libc::sigemptyset(&raw mut interruption);
+            libc::sigaddset(&raw mut interruption, libc::SIGSYS);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const interruption, core::ptr::null_mut());
             Ok(context)
         }
     }
@@ -1090,7 +1095,8 @@ impl PageTable {
     fn set(&self, offset: u64, word: u64) {
         debug_assert!(((offset / PAGE) as usize) < self.bytes / 8);
         // SAFETY: offsets are below the enclave's size.
-        unsafe { &*self.words.add((offset / PAGE) as usize).cast::<AtomicU64>() }.store(word, Ordering::Release);
+        unsafe { &*self.words.add((offset / PAGE) as usize).cast::<AtomicU64>() }
+            .store(word, Ordering::Release);
     }
 
     fn get(&self, offset: u64) -> u64 {

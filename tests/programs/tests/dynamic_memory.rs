@@ -245,29 +245,35 @@ fn pages_that_are_not_added_are_memory_that_is_refused() {
         ("an error", |_, _, _, _| Err(refusal())),
         ("one page less", |m, offset, count, _| m.augment(offset, count.saturating_sub(1))),
         ("other pages", |m, offset, count, _| m.augment(offset + 4096 * count, count).or(Ok(()))),
-        ("now and then", |m, offset, count, number| {
-            if number % 3 == 0 { m.augment(offset, count) } else { Ok(()) }
-        }),
+        (
+            "now and then",
+            |m, offset, count, number| {
+                if number % 3 == 0 { m.augment(offset, count) } else { Ok(()) }
+            },
+        ),
     ];
     for (what, augment) in lies {
         let text = survives(what, Lies { augment, ..TRUTH });
         assert!(text.contains("refused"), "{what}: {text}");
     }
     // Added all the same: EACCEPT is not even tried, and the pages stay the host's.
-    let text = survives("a false error", Lies {
-        augment: |m, offset, count, _| m.augment(offset, count).and(Err(refusal())),
-        ..TRUTH
-    });
+    let text = survives(
+        "a false error",
+        Lies { augment: |m, offset, count, _| m.augment(offset, count).and(Err(refusal())), ..TRUTH },
+    );
     assert!(text.contains("refused"), "{text}");
     // Of another kind: a page that was made something else before it was accepted.
-    let text = survives("trimmed before they are accepted", Lies {
-        augment: |m, offset, count, _| {
-            m.augment(offset, count)?;
-            let _ = m.modify_type(offset, count, PageType::Trim);
-            m.restrict(offset, count, SecinfoFlags::R).or(Ok(()))
+    let text = survives(
+        "trimmed before they are accepted",
+        Lies {
+            augment: |m, offset, count, _| {
+                m.augment(offset, count)?;
+                let _ = m.modify_type(offset, count, PageType::Trim);
+                m.restrict(offset, count, SecinfoFlags::R).or(Ok(()))
+            },
+            ..TRUTH
         },
-        ..TRUTH
-    });
+    );
     // Pending pages cannot be changed, so that was no lie.
     assert_eq!(pieces(&text), vec![16; 3], "{text}");
 }

@@ -41,7 +41,8 @@ pub fn is_application_data(at: u64, len: u64) -> bool {
     (0..count).any(|i| {
         // SAFETY: the packer checked that the application has so many program headers there; they are measured and
         // readable. Elf64_Phdr: type and flags, offset, virtual address, physical address, file size, memory size.
-        let [kind, _, address, _, _, size, _] = unsafe { ((headers + 56 * i) as *const [u64; 7]).read_unaligned() };
+        let [kind, _, address, _, _, size, _] =
+            unsafe { ((headers + 56 * i) as *const [u64; 7]).read_unaligned() };
         let from = (application_base() + address) & !(PAGE - 1);
         let end = (application_base() + address + size).next_multiple_of(PAGE);
         kind as u32 == PT_LOAD

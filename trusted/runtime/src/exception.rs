@@ -57,8 +57,6 @@ const _: () = assert!(size_of::<Gprsgx>() == 184);
 const INVALID_OPCODE: u32 = 1 << 31 | 3 << 8 | 6;
 /// EXITINFO of a hardware exception #PF.
 const PAGE_FAULT: u32 = 1 << 31 | 3 << 8 | 14;
-/// How often a page that is there may be missed at the same address: more often means that the host took it away.
-const MOST_RETRIES: u32 = 3;
 
 /// From `enclos_entry` at CSSA = 1. `answer`: what the host says became of its last [`exit::AUGMENT`], 0 or an error.
 pub unsafe extern "C" fn handle(me: &'static mut Thread, answer: u64) -> ! {
@@ -140,16 +138,14 @@ fn bring_or_go_on(me: &mut Thread, address: u64, answer: u64) -> Result<(), NotT
     match memory::on_fault(address) {
         Fault::Foreign => Ok(()),
         Fault::Again { is_there } => {
-            let is_same = me.missed.0 == address;
-            me.missed = (address, if is_there && is_same { me.missed.1 + 1 } else { 0 });
-            if me.missed.1 < MOST_RETRIES {
+            // A page that another thread brought just now. If it is not there any more, the host took it away.
+            if !is_there || crate::pages::is_there(address & !(memory::PAGE - 1)) {
                 resume();
             }
             Ok(())
         }
         Fault::Bring(at, count) => {
             me.awaited = (at, count);
-            me.missed = (0, 0);
             // SAFETY: nothing of this entry is left behind; the next one at CSSA = 1 comes back here.
             unsafe { entry::enclos_leave_exception(exit::AUGMENT, at, count) }
         }

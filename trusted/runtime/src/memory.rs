@@ -200,8 +200,30 @@ pub fn remap(at: u64, old_len: u64, new_len: u64, may_move: bool) -> Result<u64,
         return Err(Errno::NOMEM);
     }
     let to = map(new_len)?;
-    // SAFETY: both ranges are the program's, and they do not overlap: the new one was free.
-    unsafe { core::ptr::copy_nonoverlapping(at as *const u8, to as *mut u8, old * PAGE as usize) };
+    let copy = |from: usize, count: usize| {
+        let offset = from as u64 * PAGE;
+        // SAFETY: both ranges are the program's, and they do not overlap: the new one was free.
+        unsafe {
+            let (from, to) = ((at + offset) as *const u8, (to + offset) as *mut u8);
+            core::ptr::copy_nonoverlapping(from, to, count * PAGE as usize);
+        }
+    };
+    if pages::are_dynamic() {
+        // What is only addresses has no contents.
+        let first = HEAP.lock().index(at, old).ok_or(Errno::FAULT)?;
+        let mut next = first;
+        while let Some((from, count, is)) = run(next, first + old) {
+            next = from + count;
+            if is & state::HIDDEN != 0 {
+                pages::extend(address(from), count as u64, pages::READ);
+            }
+            if is & (state::PRESENT | state::PROMISED) != 0 {
+                copy(from - first, count);
+            }
+        }
+    } else {
+        copy(0, old);
+    }
     unmap(at, old_len)?;
     Ok(to)
 }
@@ -339,7 +361,7 @@ pub enum Fault {
     Foreign,
     /// Try the instruction again: another thread is bringing the page, or has.
     Again {
-        /// It has: the same fault again means that the page is gone.
+        /// It has, and unless the host took it away since, it is there.
         is_there: bool,
     },
     /// These pages must be brought: address, number. Then [`arrived`].
@@ -499,7 +521,8 @@ enum Then {
 fn leave(first: usize, count: usize, then: Then) {
     {
         let heap = HEAP.lock();
-        if (first..first + count).any(|p| heap.state(p) & (state::PRESENT | state::LEAVING) != state::PRESENT) {
+        if (first..first + count).any(|p| heap.state(p) & (state::PRESENT | state::LEAVING) != state::PRESENT)
+        {
             // Another thread frees the same memory: the program's mistake, and that thread's work.
             return;
         }
@@ -518,8 +541,10 @@ fn leave(first: usize, count: usize, then: Then) {
         if then == Then::Free && gone != Gone::Unknown {
             heap.mark(index, 1, false);
         }
+        let at = heap.address(index);
+        drop(heap);
         if then == Then::Promised && gone == Gone::No {
-            clear(heap.address(index), 1);
+            clear(at, 1);
         }
     });
 }

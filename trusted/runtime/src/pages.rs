@@ -83,6 +83,12 @@ pub fn accept_new(at: u64, pages: u64) -> u64 {
     accept_all(at, pages, PENDING | PT_REG | READ_WRITE)
 }
 
+/// Is a page that was accepted before still there, readable and writable? One that the host put there since is not: it is
+/// pending.
+pub fn is_there(at: u64) -> bool {
+    accept(at, PT_REG | READ_WRITE) == 0
+}
+
 /// What became of a page that was to go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Gone {

@@ -60,8 +60,6 @@ pub struct Thread {
     pub requests: u64,
     /// Pages that the host was asked to add after a page fault: address, number.
     pub awaited: (u64, u64),
-    /// The address at which a page that is there was missed, and how often.
-    pub missed: (u64, u32),
 }
 
 const _: () = assert!(size_of::<Thread>() <= (region::APPLICATION_FS - region::DATA) as usize);
@@ -243,10 +241,7 @@ mod region_state {
 /// Runs of pages of a region that are no guards: first, number.
 const REGION_RUNS: [(u64, u64); 3] = [
     (region::STACK / PAGE, (region::STACK_END - region::STACK) / PAGE),
-    (
-        region::EXCEPTION_STACK / PAGE,
-        (region::EXCEPTION_STACK_END - region::EXCEPTION_STACK) / PAGE,
-    ),
+    (region::EXCEPTION_STACK / PAGE, (region::EXCEPTION_STACK_END - region::EXCEPTION_STACK) / PAGE),
     (region::DATA / PAGE, 2 + (region::NSSA * region::SSA_FRAME_PAGES) as u64),
 ];
 
@@ -258,7 +253,8 @@ fn add_region(me: &Thread) -> Result<(), Errno> {
     let all = REGIONS.iter().take(count() as usize).enumerate();
     let mine = |word: &AtomicU32| {
         word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |is| {
-            (is & (region_state::BEING_MADE | region_state::WHOLE) == 0).then_some(is | region_state::BEING_MADE)
+            (is & (region_state::BEING_MADE | region_state::WHOLE) == 0)
+                .then_some(is | region_state::BEING_MADE)
         })
         .is_ok()
     };
@@ -283,7 +279,8 @@ fn fill_region(index: u64, word: &AtomicU32, info_offset: u64) -> Result<(), Err
     for (first, pages) in REGION_RUNS {
         // A page is never accepted twice: those that are there from an attempt before are skipped.
         for page in (first..first + pages).filter(|p| word.load(Ordering::Acquire) >> p & 1 == 0) {
-            let rest = (page..first + pages).take_while(|p| word.load(Ordering::Acquire) >> p & 1 == 0).count();
+            let rest =
+                (page..first + pages).take_while(|p| word.load(Ordering::Acquire) >> p & 1 == 0).count();
             let (there, outcome) = crate::pages::bring(at + page * PAGE, rest as u64);
             let bits = ((1_u64 << there) - 1) << page;
             word.fetch_or(bits as u32, Ordering::AcqRel);
