@@ -468,7 +468,7 @@ pub(super) fn interrupt(thread: i32) {
 /// `info` must be the kernel's, of a signal that was queued.
 unsafe fn is_ours(info: *const siginfo_t) -> bool {
     // SAFETY: the caller's contract.
-    unsafe { (*info).si_value().sival_ptr as usize == &raw const INTERRUPTION as usize }
+    unsafe { core::ptr::eq((*info).si_value().sival_ptr, (&raw const INTERRUPTION).cast()) }
 }
 
 /// Is the address of an instruction of `transitions` that may fault?

@@ -95,10 +95,12 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread, answer: u64) -> ! {
     let mut vector = if gpr.exitinfo >> 31 != 0 { gpr.exitinfo & 0xff } else { u32::MAX };
     let address = if vector == 14 { address } else { 0 };
     let rip = gpr.rip;
-    if gpr.exitinfo == PAGE_FAULT && crate::pages::are_dynamic() && !crate::ended() {
-        if let Err(NotThere) = bring_or_go_on(me, address, answer) {
-            vector = NO_MEMORY;
-        }
+    if gpr.exitinfo == PAGE_FAULT
+        && crate::pages::are_dynamic()
+        && !crate::ended()
+        && let Err(NotThere) = bring_or_go_on(me, address, answer)
+    {
+        vector = NO_MEMORY;
     }
     let len = report(me, vector, rip, address, format_args!("{} at {}", name(vector), Place(rip)));
     // SAFETY: the enclave has ended; this thread goes no further.
