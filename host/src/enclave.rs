@@ -297,7 +297,9 @@ impl Builder {
                 .tcs
                 .iter()
                 .enumerate()
-                .map(|(i, tcs)| Slot::new(*tcs, frames.address() + i * abi::FRAME_SIZE as usize))
+                .map(|(i, tcs)| {
+                    Slot::new(*tcs, i < loaded.present, frames.address() + i * abi::FRAME_SIZE as usize)
+                })
                 .collect(),
             enclave: loaded.enclave,
             parked: IndexSet::new(count),
@@ -313,8 +315,10 @@ impl Builder {
             io: self.io,
             limits: self.limits,
             switchless: crate::switchless::Slots::default(),
+            pages_added: AtomicU64::new(0),
+            pages_removed: AtomicU64::new(0),
         });
-        (1..count).for_each(|i| shared.free.put(i));
+        (1..loaded.present).for_each(|i| shared.free.put(i));
         let first = shared.clone();
         std::thread::Builder::new()
             .name("enclos-main".into())
@@ -357,6 +361,10 @@ pub struct Statistics {
     pub exceptions: u64,
     /// Requests to the host.
     pub host_calls: u64,
+    /// Pages added after the start (EAUG), as the enclave asked for them.
+    pub pages_added: u64,
+    /// Pages given back (EREMOVE).
+    pub pages_removed: u64,
 }
 
 /// A started enclave. Dropping it ends it at once, as the end of a process would: [`Enclave::shutdown`] lets its
@@ -460,6 +468,8 @@ impl Enclave {
             eresume: sum(|s| &s.resumptions),
             exceptions: sum(|s| &s.exceptions),
             host_calls: self.host_calls(),
+            pages_added: self.shared.pages_added.load(Ordering::Relaxed),
+            pages_removed: self.shared.pages_removed.load(Ordering::Relaxed),
         }
     }
 
@@ -496,7 +506,7 @@ pub(crate) struct Shared {
     function: EnterFunction,
     kind: Kind,
     pub(crate) slots: Box<[Slot]>,
-    enclave: Arc<dyn Initialized>,
+    pub(crate) enclave: Arc<dyn Initialized>,
     /// TCSs whose thread waits for calls.
     parked: IndexSet,
     /// TCSs without a thread.
@@ -512,12 +522,16 @@ pub(crate) struct Shared {
     pub(crate) io: Io,
     pub(crate) limits: Limits,
     pub(crate) switchless: crate::switchless::Slots,
+    pub(crate) pages_added: AtomicU64,
+    pub(crate) pages_removed: AtomicU64,
 }
 
 /// One TCS. Fields in cells belong to the OS thread that has taken the slot out of a set.
 #[repr(align(128))]
 pub(crate) struct Slot {
     tcs: u64,
+    /// Is the TCS part of the image, or was it made since?
+    is_there: AtomicBool,
     /// The thread's untrusted frame.
     pub(crate) frame: usize,
     run: UnsafeCell<Run>,
@@ -542,9 +556,10 @@ pub(crate) struct Slot {
 unsafe impl Sync for Slot {}
 
 impl Slot {
-    fn new(tcs: u64, frame: usize) -> Self {
+    fn new(tcs: u64, is_there: bool, frame: usize) -> Self {
         Self {
             tcs,
+            is_there: AtomicBool::new(is_there),
             frame,
             run: UnsafeCell::new(Run::new(tcs)),
             inside: AtomicI32::new(0),
@@ -631,6 +646,17 @@ impl Shared {
             self.free.put(index);
         }
         spawned
+    }
+
+    /// The thread region of this index can be entered now.
+    pub(crate) fn thread_is_ready(&self, index: u64) -> Result<u64, i32> {
+        let index = usize::try_from(index).ok().filter(|i| *i < self.slots.len()).ok_or(libc::EINVAL)?;
+        // Once only: a slot that is taken twice would be two threads'.
+        if self.slots[index].is_there.swap(true, Ordering::SeqCst) {
+            return Err(libc::EEXIST);
+        }
+        self.free.put(index);
+        Ok(0)
     }
 
     /// Puts the TCS of a parked thread back for the next call.
@@ -746,6 +772,11 @@ impl Shared {
                 }
                 exit::NESTED_DONE => return Outcome::NestedDone(registers.rsi, registers.rdx),
                 exit::RESUME => leaf = Leaf::Resume,
+                exit::AUGMENT => {
+                    let failed = self.augment(registers.rsi, registers.rdx).is_err();
+                    let rsi = u64::from(failed);
+                    *registers = Registers { rdi: op::EXCEPTION, rsi, ..Registers::default() };
+                }
                 exit::THREAD_END => return Outcome::ThreadEnded,
                 _ => return self.left_for_good(slot, registers),
             }

@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 
 use enclos::abi::{self, CallHeader, ClockSample, hostcall, status};
 use enclos::contract::{Full, Reply, Sink};
+use enclos_platform::sgx_isa::{PageType, SecinfoFlags};
+use enclos_platform::{DynamicMemory, PlatformError};
 
 use crate::enclave::{LogLevel, Shared, Slot};
 use crate::entry;
@@ -96,7 +98,52 @@ impl Shared {
             hostcall::FREE => self.memory.free(a).map(|()| 0),
             hostcall::LOG => self.log(slot, a, b),
             hostcall::SOCKET..=hostcall::POLL => self.network(slot, number, a, b, c),
+            hostcall::AUGMENT => self.augment(a, b),
+            hostcall::RESTRICT => self.change_pages(a, b, |memory, offset, count| {
+                memory.restrict(offset, count, SecinfoFlags::from_bits_truncate(c & 7))
+            }),
+            hostcall::TRIM => self.change_pages(a, b, |memory, offset, count| {
+                memory.modify_type(offset, count, PageType::Trim)
+            }),
+            hostcall::REMOVE => {
+                let removed = self.change_pages(a, b, |memory, offset, count| memory.remove(offset, count));
+                if removed.is_ok() {
+                    self.pages_removed.fetch_add(b, Ordering::Relaxed);
+                }
+                removed
+            }
+            hostcall::MAKE_TCS => self
+                .change_pages(a, b, |memory, offset, count| memory.modify_type(offset, count, PageType::Tcs)),
+            hostcall::THREAD_READY => self.thread_is_ready(a),
             _ => Err(libc::ENOSYS),
+        })
+    }
+
+    /// Adds pages to the enclave: `count` of them from this address on.
+    pub(crate) fn augment(&self, at: u64, count: u64) -> Result<u64, i32> {
+        let added = self.change_pages(at, count, |memory, offset, count| memory.augment(offset, count));
+        if added.is_ok() {
+            self.pages_added.fetch_add(count, Ordering::Relaxed);
+        }
+        added
+    }
+
+    fn change_pages(
+        &self,
+        at: u64,
+        count: u64,
+        change: impl Fn(&dyn DynamicMemory, u64, u64) -> Result<(), PlatformError>,
+    ) -> Result<u64, i32> {
+        let memory = self.enclave.dynamic_memory().ok_or(libc::ENOSYS)?;
+        let offset = at.checked_sub(self.enclave.base()).ok_or(libc::EINVAL)?;
+        let in_range = count.checked_mul(abi::PAGE_SIZE).and_then(|len| len.checked_add(offset));
+        if in_range.is_none_or(|end| end > self.enclave.size()) {
+            return Err(libc::EINVAL);
+        }
+        change(memory, offset, count).map(|()| 0).map_err(|e| match e {
+            PlatformError::EpcExhausted { .. } => libc::ENOMEM,
+            PlatformError::Os { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            _ => libc::EINVAL,
         })
     }
 

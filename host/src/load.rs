@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use enclos::image::{FileError, FileHeader};
+use enclos::abi::{ThreadSeed, thread};
+use enclos::image::{FileError, FileHeader, INFO_MAGIC, ImageInfo};
 use enclos_platform::sgx_isa::{self, Miscselect, PageType, SecinfoFlags, Sigstruct};
 use enclos_platform::{CreateParams, Initialized, Pages, Platform, PlatformError};
 
@@ -111,6 +112,12 @@ pub enum LoadError {
         "the image has no thread (no TCS page): set `threads` in enclos.toml to at least 1 and build it again"
     )]
     NoThreads,
+    /// Its memory grows on demand, and this platform's does not.
+    #[error(
+        "the image needs dynamic memory (SGX2), which this processor or kernel does not have: build it with \
+         profile = \"sgx1\", or run it on a processor with SGX2 and Linux 6.0 or later (`enclos doctor` says what lacks)"
+    )]
+    NoDynamicMemory,
     /// The platform refused it.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -119,8 +126,10 @@ pub enum LoadError {
 /// An initialised enclave and where its threads enter.
 pub(crate) struct Loaded {
     pub(crate) enclave: Arc<dyn Initialized>,
-    /// Addresses of the TCSs, ascending.
+    /// Addresses of the TCSs, ascending; of those that may come later too.
     pub(crate) tcs: Vec<u64>,
+    /// How many of them are there, from the first on.
+    pub(crate) present: usize,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -160,6 +169,10 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
         attributes: attributes(&sigstruct),
     })?;
 
+    let growth = Growth::of(parts.sgxs);
+    if growth.is_some() && !platform.has_dynamic_memory() {
+        return Err(LoadError::NoDynamicMemory);
+    }
     let mut tcs = Vec::new();
     let mut run = Run::default();
     let mut page = blocks.next()?;
@@ -207,7 +220,76 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
     let enclave = build.init(&sigstruct)?;
     enclave.hint_enclu_sites(&hints.enclu_sites);
     tcs.sort_unstable();
-    Ok(Loaded { enclave, tcs })
+    let present = tcs.len();
+    if let Some(growth) = growth {
+        tcs.extend(growth.later_tcs(present as u64, size).map(|offset| enclave.base() + offset));
+    }
+    Ok(Loaded { enclave, tcs, present })
+}
+
+/// What an image with dynamic memory says of the threads that it may have later. Where it is wrong, the enclave refuses to
+/// start: it knows better.
+struct Growth {
+    thread_area: u64,
+    threads: u64,
+}
+
+/// Most threads that an image can have.
+const MAX_THREADS: u64 = 1024;
+
+impl Growth {
+    /// Finds the image's description of itself as the runtime does, through the first thread's data page. `None`: the
+    /// image does not grow, or is of another kind.
+    fn of(stream: &[u8]) -> Option<Self> {
+        let is_tcs = |flags: SecinfoFlags| flags.page_type() == PageType::Tcs as u8;
+        let tcs = find(stream, |_, flags| is_tcs(flags))?.0;
+        let seed = chunk(stream, tcs.checked_sub(thread::TCS - thread::DATA)?)?;
+        let at = std::mem::offset_of!(ThreadSeed, info_offset);
+        let info = chunk(stream, u64::from_le_bytes(*seed[at..].first_chunk()?))?;
+        let word = |at: usize| info[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
+        let threads =
+            u64::from(u32::from_le_bytes(*info[std::mem::offset_of!(ImageInfo, threads)..].first_chunk()?));
+        let is_one = word(std::mem::offset_of!(ImageInfo, magic))? == INFO_MAGIC;
+        let present = word(std::mem::offset_of!(ImageInfo, threads_present))?;
+        let heap = word(std::mem::offset_of!(ImageInfo, heap_size))?;
+        let heap_present = word(std::mem::offset_of!(ImageInfo, heap_present))?;
+        let grows = is_one && threads <= MAX_THREADS && (present < threads || heap_present < heap);
+        let thread_area = word(std::mem::offset_of!(ImageInfo, thread_area))?;
+        grows.then_some(Self { thread_area, threads })
+    }
+
+    /// Offsets of the TCSs that are not part of the image.
+    fn later_tcs(&self, present: u64, size: u64) -> impl Iterator<Item = u64> {
+        let area = self.thread_area;
+        let of = move |index: u64| area.checked_add(index * thread::STRIDE + thread::TCS);
+        (present..self.threads).filter_map(of).filter(move |at| *at < size && at.is_multiple_of(PAGE as u64))
+    }
+}
+
+/// The first page of the stream of which `which` is true: offset, flags.
+fn find(stream: &[u8], which: impl Fn(u64, SecinfoFlags) -> bool) -> Option<(u64, SecinfoFlags)> {
+    let mut blocks = Blocks { stream, at: 0 };
+    while let Ok(Some(block)) = blocks.next() {
+        if let Block::Add { offset, flags, .. } = block
+            && which(offset, flags)
+        {
+            return Some((offset, flags));
+        }
+    }
+    None
+}
+
+/// The measured contents that begin at this offset from the ELRANGE base.
+fn chunk(stream: &[u8], offset: u64) -> Option<&[u8; CHUNK]> {
+    let mut blocks = Blocks { stream, at: 0 };
+    while let Ok(Some(block)) = blocks.next() {
+        if let Block::Contents { offset: at, data, is_measured: true, .. } = block
+            && at == offset
+        {
+            return Some(data);
+        }
+    }
+    None
 }
 
 /// MISCSELECT to create with: what the signature demands, and EXINFO where it leaves the choice and the processor has
@@ -342,6 +424,10 @@ mod tests {
 
         fn create(&self, _: &CreateParams) -> Result<Box<dyn enclos_platform::Build>, PlatformError> {
             Ok(Box::new(Self(self.0.clone())))
+        }
+
+        fn has_dynamic_memory(&self) -> bool {
+            false
         }
     }
 

@@ -15,7 +15,7 @@
 //! anyone touches it, and what is read is copied once and only then looked at.
 
 /// Version of everything in this module; the host checks it against the image's before the first entry.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Page size of EPC pages (SDM vol. 3D, 34.5).
 pub const PAGE_SIZE: u64 = 4096;
@@ -32,7 +32,8 @@ pub mod op {
     pub const RETURN: u64 = 4;
     /// A call on top of the typed host-service call the thread is waiting in; arguments as [`CALL`].
     pub const NESTED_CALL: u64 = 5;
-    /// The thread left by an exception: look at the SSA frame. Only at CSSA = 1.
+    /// The thread left by an exception: look at the SSA frame. Only at CSSA = 1, and at CSSA = 2 when EACCEPT faulted in
+    /// the handling of one. RSI: see [`exit::AUGMENT`](super::exit::AUGMENT).
     pub const EXCEPTION: u64 = 6;
     /// Tell a parked thread that no more calls will come: its `next_call` returns [`super::NEXT_SHUTDOWN`].
     pub const SHUTDOWN: u64 = 7;
@@ -48,6 +49,10 @@ pub mod exit {
     pub const HOST_CALL: u64 = 0x101;
     /// The exception was handled: ERESUME.
     pub const RESUME: u64 = 0x102;
+    /// The exception was a page fault in memory that was promised and is not there yet: RSI = address of the first page,
+    /// RDX = number of pages to [augment](super::hostcall::AUGMENT). Then [`op::EXCEPTION`](super::op::EXCEPTION)
+    /// again, with RSI = 0, or 1 if there are none.
+    pub const AUGMENT: u64 = 0x108;
     /// The application's thread ended; the TCS is free again.
     pub const THREAD_END: u64 = 0x103;
     /// The program ended (`exit_group`): RSI = exit status.
@@ -81,6 +86,8 @@ pub mod refusal {
     pub const CSSA: u64 = 8;
     /// There is no thread waiting to be started.
     pub const NO_THREAD: u64 = 9;
+    /// The host did not give the memory that the enclave needs to start.
+    pub const NO_MEMORY: u64 = 10;
 }
 
 /// Status of a reply to a call (either direction).
@@ -183,6 +190,22 @@ pub mod hostcall {
     /// poll: the frame holds a [`Polled`](super::Polled)s; b nanoseconds at most (u64::MAX: no limit). A WAKE of the
     /// thread ends it as well. Result: how many are ready.
     pub const POLL: u64 = 31;
+
+    // Dynamic memory (SGX2). `a` is the linear address of the first page, `b` the number of pages. What the host answers
+    // is an allegation: EACCEPT is what proves that a page is there, of which type and with which permissions.
+
+    /// ENCLS\[EAUG\] of pages; those that are pending already may stay. Result 0, -ENOMEM.
+    pub const AUGMENT: u64 = 48;
+    /// ENCLS\[EMODPR\] and ENCLS\[ETRACK\]: restricts to the permissions c (SECINFO.FLAGS bits 0 to 2). Result 0.
+    pub const RESTRICT: u64 = 49;
+    /// ENCLS\[EMODT\] to PT_TRIM and ENCLS\[ETRACK\]. Result 0.
+    pub const TRIM: u64 = 50;
+    /// ENCLS\[EREMOVE\] of pages whose trimming was accepted. Result 0.
+    pub const REMOVE: u64 = 51;
+    /// ENCLS\[EMODT\] to PT_TCS and ENCLS\[ETRACK\] of the page at a. Result 0.
+    pub const MAKE_TCS: u64 = 52;
+    /// The thread region of index a can be entered now: its TCS was accepted. Result 0.
+    pub const THREAD_READY: u64 = 53;
 }
 
 /// [`RuntimeTable::next_call`] has a call to deliver.
@@ -339,7 +362,8 @@ pub struct ClockSample {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct FaultReport {
-    /// Exception vector (SDM vol. 3A, 6.3.1), or 0x100 for an abort by the program itself.
+    /// Exception vector (SDM vol. 3A, 6.3.1), or 0x100 for an abort by the program itself, 0x101 for a bug in the
+    /// runtime, 0x102 for memory that did not come.
     pub vector: u32,
     /// Index of the thread.
     pub thread: u32,

@@ -8,11 +8,15 @@
 //! threads      one region of abi::thread::STRIDE bytes a thread
 //! heap         zero pages, not measured by content: cleared inside before use
 //! ```
+//! Of an image with dynamic memory (SGX2) only the first thread's region and the end of the heap are there from the
+//! start; the rest of both is address space that the runtime fills on demand.
 //!
 //! # File
 //! A [`FileHeader`], then the SGXS stream, the SIGSTRUCT (1,808 bytes, absent in an unsigned image) and the hints: JSON
 //! that makes loading faster and `enclos inspect` richer. Hints are not measured; nothing relies on them for
 //! security, and a loader checks those it uses against the measured bytes.
+
+use crate::abi::PAGE_SIZE;
 
 /// The measured description of an image that the runtime starts from. Native-endian (x86-64), at the start of the
 /// info pages.
@@ -45,7 +49,7 @@ pub struct ImageInfo {
     pub thread_area: u64,
     /// Offset of the heap.
     pub heap: u64,
-    /// Its size in bytes.
+    /// Its size in bytes; of an image with dynamic memory the most it can grow to.
     pub heap_size: u64,
     /// Offset of the trap table: sorted array of [`TrapSite`]s.
     pub traps: u64,
@@ -53,6 +57,19 @@ pub struct ImageInfo {
     pub trap_count: u64,
     /// Offset of the application's `.eh_frame_hdr`, 0 if none. For symbolised fault reports later.
     pub app_eh_frame_hdr: u64,
+    /// Bytes at the end of the heap that are part of the image: all of it, unless memory is dynamic.
+    pub heap_present: u64,
+    /// Thread regions that are part of the image, from the first on: all of them, unless memory is dynamic.
+    pub threads_present: u64,
+}
+
+/// Bytes of the heap that an image with dynamic memory has from the start, at its end: what the runtime needs to know
+/// of each page of `heap_size` bytes (a bit and a byte), and 256 KiB to begin with. All of a small heap.
+pub const fn dynamic_heap_present(heap_size: u64) -> u64 {
+    let pages = heap_size / PAGE_SIZE;
+    let tables = pages.div_ceil(8).next_multiple_of(PAGE_SIZE) + pages.next_multiple_of(PAGE_SIZE);
+    let present = tables + (256 << 10);
+    if present < heap_size { present } else { heap_size }
 }
 
 /// First field of [`ImageInfo`]: "ENCLOSI1".

@@ -15,9 +15,9 @@ pub struct Manifest<'a> {
     pub version: u32,
     /// Name of the application, for people.
     pub name: &'a str,
-    /// Number of TCSs: how many threads the application may have inside at once, the first included.
+    /// How many threads the application may have inside at once, the first included.
     pub threads: u32,
-    /// Bytes of heap (the application's anonymous memory: malloc, thread stacks).
+    /// Most bytes of heap (the application's anonymous memory: malloc, thread stacks).
     pub heap_bytes: u64,
     /// Bytes of the first thread's stack, taken from the heap.
     pub stack_bytes: u64,
@@ -39,7 +39,7 @@ pub struct Manifest<'a> {
     pub security_version: u16,
     /// Is this a debug image (ATTRIBUTES.DEBUG required)?
     pub debug: bool,
-    /// Uses SGX2 dynamic memory?
+    /// Do heap and threads grow on demand (SGX2)? Else all of both is part of the image.
     pub dynamic_memory: bool,
     /// Addresses that may be listened on: [rules](crate::network::Rule), newline-separated.
     pub listen: &'a str,

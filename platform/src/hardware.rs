@@ -8,12 +8,14 @@ mod vdso;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use sgx_isa::{AttributesFlags, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
+use sgx_isa::{AttributesFlags, ErrorCode, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
 
 use crate::memory::{PAGE, Reservation};
-use crate::{Build, CreateParams, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError};
+use crate::{
+    Build, CreateParams, DynamicMemory, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError,
+};
 
 pub(crate) use vdso::symbol as vdso_symbol;
 
@@ -119,6 +121,18 @@ impl Platform for Hardware {
         })?;
         Ok(Box::new(Builder { enter: self.enter, device, memory, runs: Vec::new() }))
     }
+
+    fn has_dynamic_memory(&self) -> bool {
+        has_dynamic_memory(self.device)
+    }
+}
+
+/// Do processor and kernel have dynamic memory? (`sgx_ioc_sgx2_ready` of Linux 6.0 and later: EINVAL for a file that is no
+/// initialised enclave yet, ENODEV where the processor lacks SGX2; older kernels do not know the request.)
+pub(crate) fn has_dynamic_memory(device: &str) -> bool {
+    let Ok(device) = open_device(device).map(OwnedFd::from) else { return false };
+    let mut nothing = uapi::RemovePages { offset: 0, length: PAGE, count: 0 };
+    ioctl(&device, uapi::REMOVE_PAGES, &mut nothing).is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL))
 }
 
 struct Builder {
@@ -206,7 +220,13 @@ impl Build for Builder {
             }
         }
         let Self { enter, device, memory, .. } = *self;
-        Ok(Arc::new(Enclave { enter, memory, _device: device }))
+        let is_dynamic = {
+            // An initialised enclave: the kernel refuses the removal of nothing for another reason than that it cannot.
+            let mut nothing = uapi::RemovePages { offset: 0, length: 0, count: 0 };
+            ioctl(&device, uapi::REMOVE_PAGES, &mut nothing)
+                .is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL))
+        };
+        Ok(Arc::new(Enclave { enter, memory, device: Mutex::new(device), is_dynamic }))
     }
 }
 
@@ -261,7 +281,9 @@ impl Builder {
 struct Enclave {
     enter: EnterFunction,
     memory: Reservation,
-    _device: OwnedFd,
+    /// The driver takes one request at a time (EBUSY).
+    device: Mutex<OwnedFd>,
+    is_dynamic: bool,
 }
 
 impl Initialized for Enclave {
@@ -282,6 +304,108 @@ impl Initialized for Enclave {
     }
 
     fn hint_enclu_sites(&self, _offsets: &[u64]) {}
+
+    fn dynamic_memory(&self) -> Option<&dyn DynamicMemory> {
+        self.is_dynamic.then_some(self)
+    }
+}
+
+impl DynamicMemory for Enclave {
+    /// The kernel executes EAUG when a page is first touched, by EACCEPT for example; it only wants to know the range.
+    fn augment(&self, offset: u64, count: u64) -> Result<(), PlatformError> {
+        let length = self.length("EAUG", offset, count)?;
+        let at = self.memory.range(offset, length);
+        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        // SAFETY: replaces a part of our own reservation, or of what was mapped there before, by the enclave's pages:
+        // those that there are stay as they are.
+        let mapped =
+            unsafe { libc::mmap(at.cast(), length as usize, protection, flags, device.as_raw_fd(), 0) };
+        if mapped == libc::MAP_FAILED {
+            Err(crate::memory::os("mapping pages to add (EAUG)"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn restrict(&self, offset: u64, count: u64, permissions: SecinfoFlags) -> Result<(), PlatformError> {
+        let permissions = permissions.bits();
+        self.change("EMODPR", offset, count, |device, offset, length| {
+            let mut arguments = uapi::Restrict { offset, length, permissions, result: 0, count: 0 };
+            let outcome = ioctl(device, uapi::RESTRICT_PERMISSIONS, &mut arguments);
+            (outcome, arguments.count, arguments.result)
+        })
+    }
+
+    fn modify_type(&self, offset: u64, count: u64, page_type: PageType) -> Result<(), PlatformError> {
+        self.change("EMODT", offset, count, |device, offset, length| {
+            let page_type = page_type as u64;
+            let mut arguments = uapi::ModifyTypes { offset, length, page_type, result: 0, count: 0 };
+            let outcome = ioctl(device, uapi::MODIFY_TYPES, &mut arguments);
+            (outcome, arguments.count, arguments.result)
+        })
+    }
+
+    fn remove(&self, offset: u64, count: u64) -> Result<(), PlatformError> {
+        self.change("EREMOVE", offset, count, |device, offset, length| {
+            let mut arguments = uapi::RemovePages { offset, length, count: 0 };
+            let outcome = ioctl(device, uapi::REMOVE_PAGES, &mut arguments);
+            (outcome, arguments.count, 0)
+        })
+    }
+}
+
+impl Enclave {
+    /// Repeats a request until all pages are done: signals, and reclaim in the kernel, make it stop early.
+    fn change(
+        &self,
+        leaf: &'static str,
+        offset: u64,
+        count: u64,
+        request: impl Fn(&OwnedFd, u64, u64) -> (io::Result<()>, u64, u64),
+    ) -> Result<(), PlatformError> {
+        let length = self.length(leaf, offset, count)?;
+        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = 0;
+        while done < length {
+            let (outcome, changed, result) = request(&device, offset + done, length - done);
+            done += changed.min(length - done);
+            let Err(source) = outcome else {
+                if changed == 0 {
+                    break;
+                }
+                continue;
+            };
+            if matches!(source.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) {
+                continue;
+            }
+            let code = u32::try_from(result).ok().and_then(|r| ErrorCode::try_from(r).ok());
+            return Err(match code.filter(|code| *code != ErrorCode::Success) {
+                Some(code) => {
+                    PlatformError::Leaf { leaf, code, hint: "the enclave has not accepted the change before" }
+                }
+                None => PlatformError::Os { what: "changing pages of the enclave", source },
+            });
+        }
+        if done == length {
+            return Ok(());
+        }
+        Err(PlatformError::Os {
+            what: "changing pages (the driver reported success without changing any)",
+            source: io::ErrorKind::WriteZero.into(),
+        })
+    }
+
+    fn length(&self, leaf: &'static str, offset: u64, count: u64) -> Result<u64, PlatformError> {
+        let length = count.checked_mul(PAGE).filter(|l| *l != 0);
+        let end = length.and_then(|l| l.checked_add(offset));
+        let is_inside = offset.is_multiple_of(PAGE) && end.is_some_and(|e| e <= self.memory.size());
+        length.filter(|_| is_inside).ok_or(PlatformError::Fault {
+            leaf,
+            fault: "#GP(0)",
+            rule: "the pages must lie in ELRANGE",
+        })
+    }
 }
 
 /// Pages of the buffer through which unaligned sources and zeros go.
@@ -330,6 +454,9 @@ mod uapi {
     pub(super) const ADD_PAGES: u64 = request(READ_WRITE, 1, size_of::<AddPages>());
     pub(super) const INIT: u64 = request(WRITE, 2, size_of::<Init>());
     pub(super) const PROVISION: u64 = request(WRITE, 3, size_of::<Provision>());
+    pub(super) const RESTRICT_PERMISSIONS: u64 = request(READ_WRITE, 5, size_of::<Restrict>());
+    pub(super) const MODIFY_TYPES: u64 = request(READ_WRITE, 6, size_of::<ModifyTypes>());
+    pub(super) const REMOVE_PAGES: u64 = request(READ_WRITE, 7, size_of::<RemovePages>());
 
     /// SGX_PAGE_MEASURE.
     pub(super) const PAGE_MEASURE: u64 = 1;
@@ -362,6 +489,34 @@ mod uapi {
         pub(super) fd: u64,
     }
 
+    #[repr(C)]
+    pub(super) struct Restrict {
+        pub(super) offset: u64,
+        pub(super) length: u64,
+        pub(super) permissions: u64,
+        pub(super) result: u64,
+        pub(super) count: u64,
+    }
+
+    #[repr(C)]
+    pub(super) struct ModifyTypes {
+        pub(super) offset: u64,
+        pub(super) length: u64,
+        pub(super) page_type: u64,
+        pub(super) result: u64,
+        pub(super) count: u64,
+    }
+
+    #[repr(C)]
+    pub(super) struct RemovePages {
+        pub(super) offset: u64,
+        pub(super) length: u64,
+        pub(super) count: u64,
+    }
+
+    impl Arguments for Restrict {}
+    impl Arguments for ModifyTypes {}
+    impl Arguments for RemovePages {}
     impl Arguments for Create {}
     impl Arguments for AddPages {}
     impl Arguments for Init {}
@@ -381,6 +536,9 @@ mod tests {
         assert_eq!(uapi::ADD_PAGES, 0xc030_a401);
         assert_eq!(uapi::INIT, 0x4008_a402);
         assert_eq!(uapi::PROVISION, 0x4008_a403);
+        assert_eq!(uapi::RESTRICT_PERMISSIONS, 0xc028_a405);
+        assert_eq!(uapi::MODIFY_TYPES, 0xc028_a406);
+        assert_eq!(uapi::REMOVE_PAGES, 0xc018_a407);
     }
 
     #[test]
@@ -391,6 +549,12 @@ mod tests {
         assert_eq!(offset_of!(uapi::AddPages, secinfo), 24);
         assert_eq!(offset_of!(uapi::AddPages, flags), 32);
         assert_eq!(offset_of!(uapi::AddPages, count), 40);
+        assert_eq!(offset_of!(uapi::Restrict, permissions), 16);
+        assert_eq!(offset_of!(uapi::Restrict, result), 24);
+        assert_eq!(offset_of!(uapi::Restrict, count), 32);
+        assert_eq!(offset_of!(uapi::ModifyTypes, page_type), 16);
+        assert_eq!(offset_of!(uapi::ModifyTypes, count), 32);
+        assert_eq!(offset_of!(uapi::RemovePages, count), 16);
         // What the driver copies from behind the pointers, and how it wants them aligned.
         assert_eq!((size_of::<Secs>(), align_of::<Secs>()), (4096, 4096));
         assert_eq!((size_of::<Secinfo>(), align_of::<Secinfo>()), (64, 64));

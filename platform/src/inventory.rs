@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use serde::Serialize;
 
 use crate::emulator::machine::supported_xfrm;
-use crate::hardware::{DEVICES, ENTER_SYMBOL, PROVISION_DEVICE, vdso_symbol};
+use crate::hardware::{DEVICES, ENTER_SYMBOL, PROVISION_DEVICE, has_dynamic_memory, vdso_symbol};
 
 /// Where the architectural enclave service manager listens.
 pub const AESM_SOCKET: &str = "/var/run/aesmd/aesm.socket";
@@ -133,8 +133,9 @@ fn processor(cpuid: Cpuid<'_>) -> Vec<Fact> {
         have("sgx.sgx1", "SGX1 enabled by the firmware (CPUID.12H:EAX[0])", enabled, Hardware).cure(
             "enable SGX in the firmware settings (not \"software controlled\"), and its memory reservation",
         ),
-        soft("sgx.sgx2", "SGX2, dynamic memory (CPUID.12H:EAX[1])", functions >> 1 & 1 == 1, Nobody)
-            .cure("build images with the SGX1 profile: their heap is preallocated"),
+        soft("sgx.sgx2", "SGX2, dynamic memory (CPUID.12H:EAX[1])", functions >> 1 & 1 == 1, Nobody).cure(
+            "images with profile = \"sgx2\" need it: build them with \"sgx1\", their heap is preallocated",
+        ),
         have("sgx.flc", "Flexible launch control (CPUID.7:ECX[30])", sgx && seven_c >> 30 & 1 == 1, Hardware)
             .cure(
                 "the Linux driver needs it: enable launch control in the firmware, or use a newer processor",
@@ -199,6 +200,15 @@ fn kernel() -> Vec<Fact> {
             None => "Linux 5.11 or later with CONFIG_X86_SGX on a processor with SGX; in containers pass the device in",
             Some(_) => "add this user to the group that owns the device (often `sgx`)",
         }),
+    );
+    facts.push(
+        soft(
+            "sgx.edmm",
+            "Dynamic memory in the driver (EDMM)",
+            driver.is_some_and(|path| has_dynamic_memory(path)),
+            Nobody,
+        )
+        .cure("images with profile = \"sgx2\" need it: Linux 6.0 or later on a processor with SGX2"),
     );
     facts.push(
         soft(

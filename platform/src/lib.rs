@@ -65,6 +65,9 @@ pub trait Platform: Send + Sync {
     /// # Errors
     /// When the parameters break a rule of the architecture, the machine lacks a feature asked for, or has no room.
     fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError>;
+
+    /// Can pages be added to and removed from initialised enclaves (SGX2, in Linux's words EDMM)?
+    fn has_dynamic_memory(&self) -> bool;
 }
 
 /// An enclave under construction. Dropping it removes it.
@@ -104,6 +107,44 @@ pub trait Initialized: Send + Sync {
     /// Who gives such hints also says that the enclave's entry code sets the FS base before anything uses it, as the
     /// Enclos runtime does: the emulator then spares itself the writing of OFSBASE at EENTER.
     fn hint_enclu_sites(&self, offsets: &[u64]);
+    /// Changes of its pages; `None` where the platform has no dynamic memory.
+    fn dynamic_memory(&self) -> Option<&dyn DynamicMemory>;
+}
+
+/// What a kernel does to the pages of an initialised enclave (SGX2). Offsets are from the ELRANGE base; ranges are whole
+/// pages. The enclave accepts each change by ENCLU\[EACCEPT\] or has no use of it.
+pub trait DynamicMemory: Send + Sync {
+    /// Makes pages available: ENCLS\[EAUG\] here and now, or when they are first touched (Linux). Pages that are pending
+    /// already stay as they are.
+    ///
+    /// # Errors
+    /// As the leaf function faults, or when EPC is used up; then none of the pages was added.
+    fn augment(&self, offset: u64, count: u64) -> Result<(), PlatformError>;
+
+    /// ENCLS\[EMODPR\], ENCLS\[ETRACK\], and all threads out of the enclave for a moment. `permissions`: R, W, X.
+    ///
+    /// # Errors
+    /// As the leaf functions fault or fail; pages before the one that failed were changed.
+    fn restrict(
+        &self,
+        offset: u64,
+        count: u64,
+        permissions: sgx_isa::SecinfoFlags,
+    ) -> Result<(), PlatformError>;
+
+    /// ENCLS\[EMODT\], ENCLS\[ETRACK\], and all threads out of the enclave for a moment. Regular pages become TCS or
+    /// TRIM pages, TCS pages TRIM pages.
+    ///
+    /// # Errors
+    /// As for [`restrict`](Self::restrict).
+    fn modify_type(&self, offset: u64, count: u64, page_type: sgx_isa::PageType)
+    -> Result<(), PlatformError>;
+
+    /// ENCLS\[EREMOVE\] of TRIM pages that the enclave has accepted as such.
+    ///
+    /// # Errors
+    /// When a page is of another kind; pages before it were removed.
+    fn remove(&self, offset: u64, count: u64) -> Result<(), PlatformError>;
 }
 
 /// The calling convention of `__vdso_sgx_enter_enclave` (Linux `arch/x86/include/uapi/asm/sgx.h`): RDI, RSI, RDX are

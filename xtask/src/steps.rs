@@ -353,8 +353,8 @@ fn bench(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     command.args(["run", "--release", "--quiet", "--", "bench", "--json", "--samples", "5"]);
     let said = run(&mut command, tally)?;
     let figures: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    if figures.len() < 8 {
-        return Err(Failure::Wrong(format!("8 figures expected, {} came", figures.len())));
+    if figures.len() < 10 {
+        return Err(Failure::Wrong(format!("10 figures expected, {} came", figures.len())));
     }
     for figure in &figures {
         for key in ["median", "min", "max", "baseline_median", "ratio"] {

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use enclos_bench::{BenchClient, Host, HostServer, compute};
+use enclos_bench::{BenchClient, Host, HostServer, compute, grow};
 use enclos_host::{Enclave, EnclaveTransport, Kind, PlatformChoice};
+use enclos_pack::config::{Profile, Size};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Outcome, build, say_json};
@@ -170,11 +171,57 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         Ok(started.elapsed().as_secs_f64() * 1e3)
     };
     table.figure("start to first ecall", "ms", "a process (true), started and ended", first_call, process)?;
+    if table.wants(GROWTH) || table.wants(PAUSE) {
+        measure_growth(&mut table, platform, ui)?;
+    }
     table.end()
 }
 
+/// The same enclave with memory that grows on demand: how long it takes to get [`GROWN`], and how long the program stands
+/// still at most.
+fn measure_growth(table: &mut Table<'_>, platform: PlatformChoice, ui: Ui) -> Result<(), Error> {
+    let mut project = build::embedded_project("bench", embedded::BENCH, ui)?;
+    project.config.profile = Profile::Sgx2;
+    project.config.heap = Size::new(2 << 30).map_err(Error::Usage)?;
+    let output = Some(project.image().with_extension("growing.enclave"));
+    let built = build::image(&project, &build::Options { output, ..Default::default() }, ui)?;
+    let enclave = Enclave::builder(built.image.to_file_bytes())
+        .platform(platform)
+        .service(HostServer::new(Service))
+        .start()?;
+    let client = enclave.connect::<BenchClient<EnclaveTransport>>()?;
+    let none = || Error::Usage(format!("there are no {GROWN} MiB of memory to measure with"));
+    let (mut ours, mut theirs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    table.step(GROWTH);
+    for sample in 0..=table.args.samples.min(MOST_GROWTHS) {
+        for (grown, of) in
+            [(client.grow(GROWN)?.ok_or_else(none)?, &mut ours), (grow(GROWN).ok_or_else(none)?, &mut theirs)]
+        {
+            // The first warms up.
+            if sample != 0 {
+                of[0].push(grown.0 as f64 / 1e6);
+                of[1].push(grown.1 as f64 / 1e6);
+            }
+        }
+    }
+    for (name, ours, theirs) in ours.into_iter().zip(theirs).zip([GROWTH, PAUSE]).map(|((a, b), n)| (n, a, b))
+    {
+        if table.wants(name) {
+            table.show(name, "ms", "the same function, native", Stats::of(ours), Stats::of(theirs));
+        }
+    }
+    Ok(())
+}
+
+const GROWTH: &str = "growth by 1 GiB on demand";
+const PAUSE: &str = "longest pause of that growth";
+/// MiB.
+const GROWN: u32 = 1024;
+/// Samples of it, at most: each takes the better part of a second.
+const MOST_GROWTHS: u32 = 7;
+
 const SWITCHLESS: &str = "switchless ecall";
-const FIGURES: u64 = 8;
+const FIGURES: u64 = 9;
 /// Steps of the function that only computes.
 const ROUNDS: u32 = 5_000_000;
 
@@ -278,9 +325,7 @@ impl Table<'_> {
         if !self.wants(name) {
             return Ok(());
         }
-        if let Some(bar) = &self.bar {
-            bar.step(name);
-        }
+        self.step(name);
         // Caches, branch predictors and lazily made buffers.
         let warm_until = Instant::now() + Duration::from_millis(50);
         while Instant::now() < warm_until {
@@ -292,7 +337,19 @@ impl Table<'_> {
             a.push(ours()?);
             b.push(theirs()?);
         }
-        let (a, b) = (Stats::of(a), Stats::of(b));
+        self.show(name, unit, baseline, Stats::of(a), Stats::of(b));
+        Ok(())
+    }
+
+    /// Says what is measured now.
+    fn step(&self, name: &str) {
+        if let Some(bar) = &self.bar {
+            bar.step(name);
+        }
+    }
+
+    /// Says what came out.
+    fn show(&mut self, name: &str, unit: &str, baseline: &str, a: Stats, b: Stats) {
         let ratio = a.median / b.median;
         self.rows += 1;
         if self.ui.json() {
@@ -306,7 +363,7 @@ impl Table<'_> {
                 baseline_median: round(b.median),
                 ratio: round(ratio),
             });
-            return Ok(());
+            return;
         }
         self.bar = None;
         if self.rows == 1 {
@@ -327,7 +384,6 @@ impl Table<'_> {
             said(a.max),
             said(b.median)
         );
-        Ok(())
     }
 
     fn end(self) -> Outcome {

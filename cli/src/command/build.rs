@@ -90,6 +90,14 @@ pub(crate) fn image(project: &Project, options: &Options, ui: Ui) -> Result<Buil
 /// # Errors
 /// When it cannot be unpacked or built.
 pub(crate) fn embedded_image(name: &str, files: &[(&str, &str)], ui: Ui) -> Result<Built, Error> {
+    image(&embedded_project(name, files, ui)?, &Options::default(), ui)
+}
+
+/// Unpacks such a project.
+///
+/// # Errors
+/// When it cannot be unpacked.
+pub(crate) fn embedded_project(name: &str, files: &[(&str, &str)], ui: Ui) -> Result<Project, Error> {
     let version = embedded::version_of(files).replace(' ', "-");
     let folder = MachineConfig::state_dir().join(name).join(&version[..version.len().min(24)]);
     embedded::write_all(&folder, embedded::project(files, &[]))?;
@@ -98,8 +106,7 @@ pub(crate) fn embedded_image(name: &str, files: &[(&str, &str)], ui: Ui) -> Resu
     }
     // Project and SDK have versions of their own.
     embedded::unpack_sdk(&folder)?;
-    let project = Project::open(&folder, ui)?;
-    image(&project, &Options::default(), ui)
+    Project::open(&folder, ui)
 }
 
 fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -> Result<Built, Error> {

@@ -298,6 +298,12 @@ fn say(path: &Path, i: &Inspection) {
 
     heading("Layout");
     row("size", format_args!("{} of address space", size(i.enclave_size)));
+    let profile = if m.dynamic_memory {
+        "sgx2: heap and threads grow on demand, up to:"
+    } else {
+        "sgx1: heap and threads are part of the image"
+    };
+    row("profile", profile);
     row("threads", format_args!("{}, heap {}, stack {}", m.threads, size(m.heap_bytes), size(m.stack_bytes)));
     for a in &i.layout {
         let contents = if a.contents_measured { "measured" } else { "place and permissions measured" };

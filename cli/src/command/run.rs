@@ -171,6 +171,19 @@ fn say_statistics(enclave: &Enclave, mut calls: Vec<LinuxCall>, ui: Ui) {
             s.eenter, s.eresume, s.exceptions, s.host_calls
         ),
     );
+    if s.pages_added != 0 {
+        let mebibytes = |pages: u64| (pages * 4096) as f64 / f64::from(1 << 20);
+        ui.status(
+            "memory",
+            format_args!(
+                "{} pages added ({:.1} MiB), {} given back ({:.1} MiB)",
+                s.pages_added,
+                mebibytes(s.pages_added),
+                s.pages_removed,
+                mebibytes(s.pages_removed)
+            ),
+        );
+    }
     if calls.is_empty() {
         ui.warn(
             "the runtime told no Linux calls: it does when the program exits, and only with stdio = true",

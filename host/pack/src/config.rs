@@ -3,9 +3,9 @@
 //! ```toml
 //! name = "vault"              # for people; required
 //! threads = 8                 # threads inside at once, the first included; 1 to 1024
-//! heap = "64 MiB"             # memory for malloc and thread stacks
+//! heap = "64 MiB"             # memory for malloc and thread stacks, at most
 //! stack = "1 MiB"             # stack of the first thread, taken from the heap
-//! profile = "sgx1"            # "sgx1": heap preallocated
+//! profile = "sgx1"            # "sgx1": all memory part of the image; "sgx2": it grows on demand, up to these limits
 //! debug = false               # true: readable by a debugger, and by anyone else
 //! product-id = 0              # ISVPRODID: tells images of one signer apart
 //! security-version = 0        # ISVSVN: raise it with every security fix
@@ -123,10 +123,10 @@ pub struct BuildConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
-    /// The heap is part of the image.
+    /// Heap and threads are part of the image.
     #[default]
     Sgx1,
-    /// The heap grows on demand.
+    /// Heap and threads grow on demand, up to the same limits.
     Sgx2,
 }
 

@@ -2,13 +2,13 @@
 //!
 //! Everything that code could rely on is measured by content: runtime, manifest, application (zero-filled data
 //! included), the threads' data pages and TCSs. Pages of which only place and permissions are measured:
-//! - heap: the runtime clears memory before it hands it out;
+//! - heap: the runtime clears memory before it hands it out. With profile "sgx2" only its end is part of the image;
 //! - the runtime's stacks and the SSA frames: nothing is read from them before it was written. A stack frame is
 //!   written by the thread itself, an SSA frame by the asynchronous exit, and CSSA (in the measured TCS) is 0 at the
 //!   start, so that no ERESUME can precede it.
 
 use enclos::abi::thread;
-use enclos::image::{INFO_MAGIC, ImageInfo, TRAP_CPUID, TrapSite};
+use enclos::image::{INFO_MAGIC, ImageInfo, TRAP_CPUID, TrapSite, dynamic_heap_present};
 use enclos::manifest::ManifestError;
 use sgx_isa::{PageType, SecinfoFlags};
 
@@ -35,9 +35,6 @@ pub struct PackInput<'a> {
 /// # Errors
 /// When an ELF file is not of the kind needed, or something does not fit.
 pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
-    if input.config.profile == Profile::Sgx2 {
-        return Err(PackError::Profile);
-    }
     let runtime = Program::parse(input.runtime).map_err(PackError::Runtime)?;
     let mut app = Program::parse(input.app).map_err(PackError::Application)?;
     let entry = runtime_symbol(&runtime, "enclos_entry")?;
@@ -64,6 +61,9 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
     let heap = thread_area + u64::from(threads) * thread::STRIDE;
     let heap_size = input.config.heap.get();
     let size = (heap + heap_size).next_power_of_two();
+    let is_dynamic = input.config.profile == Profile::Sgx2;
+    let heap_present = if is_dynamic { dynamic_heap_present(heap_size) } else { heap_size };
+    let threads_present = if is_dynamic { 1 } else { u64::from(threads) };
 
     let info = ImageInfo {
         magic: INFO_MAGIC,
@@ -83,6 +83,8 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
         traps: traps_at,
         trap_count: plan.traps.len() as u64,
         app_eh_frame_hdr: if app.eh_frame_hdr.is_empty() { 0 } else { app_at + app.eh_frame_hdr.start },
+        heap_present,
+        threads_present,
     };
     let mut info_pages = vec![0; (traps_end.next_multiple_of(PAGE) - info_at) as usize];
     info_pages[..INFO_SIZE].copy_from_slice(&encode_info(&info));
@@ -100,11 +102,11 @@ pub fn pack(input: &PackInput<'_>) -> Result<Image, PackError> {
     for (at, perm, data) in app.runs() {
         stream.measured(app_at + at, regular(perm), data);
     }
-    for index in 0..u64::from(threads) {
+    for index in 0..threads_present {
         let region = thread_area + index * thread::STRIDE;
         add_thread(&mut stream, region, index, info_at, entry);
     }
-    stream.unmeasured(heap, regular(READ_WRITE), heap_size / PAGE);
+    stream.unmeasured(heap + heap_size - heap_present, regular(READ_WRITE), heap_present / PAGE);
 
     let hints = Hints {
         enclu_sites: runtime.enclu.clone(),
@@ -154,8 +156,10 @@ pub(crate) fn encode_info(info: &ImageInfo) -> [u8; INFO_SIZE] {
         info.traps,
         info.trap_count,
         info.app_eh_frame_hdr,
+        info.heap_present,
+        info.threads_present,
     ];
-    const { assert!(INFO_SIZE == 16 * 8, "ImageInfo changed: change encode_info and decode_info too") };
+    const { assert!(INFO_SIZE == 18 * 8, "ImageInfo changed: change encode_info and decode_info too") };
     let mut out = [0; INFO_SIZE];
     for (to, word) in out.chunks_exact_mut(8).zip(words) {
         to.copy_from_slice(&word.to_le_bytes());
@@ -185,6 +189,8 @@ pub(crate) fn decode_info(bytes: &[u8; INFO_SIZE]) -> Option<ImageInfo> {
         traps: w(13),
         trap_count: w(14),
         app_eh_frame_hdr: w(15),
+        heap_present: w(16),
+        threads_present: w(17),
     })
 }
 
@@ -262,9 +268,6 @@ pub enum PackError {
         /// The symbol.
         name: &'static str,
     },
-    /// SGX2 images need a runtime that grows its heap.
-    #[error("profile \"sgx2\" is not supported yet by the runtime of this version: use profile = \"sgx1\"")]
-    Profile,
     /// A site cannot be rewritten.
     #[error(transparent)]
     Rewrite(#[from] RewriteError),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use enclos_pack::{Config, ConfigError, PackError, PackInput, pack};
+use enclos_pack::{Config, ConfigError};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, Path::new("some/enclos.toml"))
@@ -67,11 +67,4 @@ fn errors_name_line_and_cure() {
     }
     let missing = Config::load(Path::new("/nonexistent/enclos.toml"));
     assert!(matches!(missing, Err(ConfigError::Read { .. })));
-}
-
-#[test]
-fn a_profile_that_the_runtime_lacks_is_refused() {
-    let config = parse("name = 'a'\nprofile = 'sgx2'").expect("sound");
-    let packed = pack(&PackInput { runtime: enclos_pack::runtime(), app: &[], config: &config });
-    assert!(matches!(packed, Err(PackError::Profile)), "{packed:?}");
 }

@@ -94,6 +94,28 @@ fn the_layout_is_the_one_of_the_abi() {
     assert_eq!(unmeasured, (64 << 20) / 4096 + 8 * (16 + 4 + 3));
 }
 
+/// Of an image whose memory grows, the first thread and the end of the heap are there, and nothing of the others.
+#[test]
+fn a_growing_image_has_little_of_its_memory() {
+    let image = image(&Config { profile: enclos_pack::config::Profile::Sgx2, ..config() });
+    let (info, stream) = (image.info(), image.stream());
+    assert_eq!((info.threads, info.threads_present, info.heap_size), (8, 1, 64 << 20));
+    assert_eq!(info.heap_present, enclos::image::dynamic_heap_present(64 << 20));
+    let area = info.thread_area + thread::STRIDE;
+    let present = info.heap + info.heap_size - info.heap_present;
+    assert!(stream.pages.iter().all(|p| p.offset < area || p.offset >= present));
+    let heap = stream.pages.iter().filter(|p| p.offset >= info.heap);
+    assert_eq!(heap.count() as u64 * 4096, info.heap_present);
+    assert!(info.heap_present < 1 << 20 && image.manifest().dynamic_memory);
+    // A small heap is all there.
+    let tiny = "name = 'test'\nprofile = 'sgx2'\nheap = '128 KiB'\nstack = '64 KiB'";
+    let tiny = Config::parse(tiny, std::path::Path::new("enclos.toml")).expect("sound");
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (runtime, app) = (runtime(dir.path()), hello(dir.path()));
+    let tiny = pack(&PackInput { runtime: &runtime, app: &app, config: &tiny }).expect("packs");
+    assert_eq!(tiny.info().heap_present, tiny.info().heap_size);
+}
+
 #[test]
 fn stubs_jump_to_the_runtime_and_back() {
     let image = image(&small());
@@ -136,7 +158,9 @@ fn the_runtime_built_in_packs() {
 fn every_setting_that_matters_is_measured() {
     let base = image(&config()).mrenclave();
     assert_eq!(base, image(&config()).mrenclave(), "same inputs, same measurement");
-    let changes: [fn(&mut Config); 8] = [
+    let changes: [fn(&mut Config); 10] = [
+        |c| c.profile = enclos_pack::config::Profile::Sgx2,
+        |c| c.heap = enclos_pack::config::Size::new(65 << 20).expect("sound"),
         |c| c.debug = true,
         |c| c.product_id = 7,
         |c| c.security_version = 7,

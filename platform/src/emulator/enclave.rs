@@ -2,10 +2,10 @@
 //! (SDM vol. 3D, "SGX Instruction References").
 //!
 //! Pure bookkeeping: the pages themselves are the caller's. Every rule of the architecture that these functions check
-//! is checked here, and nothing else is.
+//! is checked here, and nothing else is. What changes pages after EINIT is in [`dynamic`](super::dynamic).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use sgx_isa::{
     Attributes, AttributesFlags, Einittoken, ErrorCode, Keyname, Miscselect, PageType, Secinfo, SecinfoFlags,
@@ -24,14 +24,18 @@ pub const GPR_SIZE: u64 = 184;
 
 /// An enclave's architectural state.
 pub struct EnclaveState {
-    machine: Arc<Machine>,
-    secs: SecsFields,
+    pub(super) machine: Arc<Machine>,
+    pub(super) secs: SecsFields,
     measurement: Measurement,
-    epcm: Box<[AtomicU16]>,
+    /// One word a page: flags as in SECINFO, [`VALID`], [`STALE`], and from bit 16 on the epoch of the last change that
+    /// must be tracked.
+    pub(super) epcm: Box<[AtomicU32]>,
     /// Runs of pages as they were added: first page, number, EPCM flags.
     runs: Vec<Run>,
     tcs: Vec<Tcs>,
-    epc_taken: u64,
+    pub(super) epc_taken: AtomicU64,
+    /// How many times ETRACK was executed.
+    pub(super) epoch: Arc<AtomicU32>,
 }
 
 /// The fields of the SECS that software may learn, most of them by EREPORT (SDM vol. 3D, "SGX Enclave Control Structure").
@@ -104,7 +108,9 @@ pub(super) struct Run {
 }
 
 /// In an EPCM entry, next to the SECINFO flags: the page is valid.
-const VALID: u16 = 1 << 7;
+pub(super) const VALID: u32 = 1 << 7;
+/// In an EPCM entry: the page's memory is less accessible than the entry says, until somebody touches it.
+pub(super) const STALE: u32 = 1 << 6;
 
 impl EnclaveState {
     /// ENCLS\[ECREATE\] (SDM vol. 3D, ECREATE): checks the SECS and begins the measurement.
@@ -137,7 +143,8 @@ impl EnclaveState {
             epcm: empty_epcm(pages),
             runs: Vec::new(),
             tcs: Vec::new(),
-            epc_taken: PAGE,
+            epc_taken: AtomicU64::new(PAGE),
+            epoch: Arc::default(),
         })
     }
 
@@ -160,7 +167,7 @@ impl EnclaveState {
         } else {
             self.machine.take_epc(PAGE)?;
         }
-        self.epc_taken += PAGE;
+        *self.epc_taken.get_mut() += PAGE;
         self.enter_pages(offset, 1, info);
         self.measurement.eadd(offset, epcm_flags(info));
         Ok(())
@@ -179,7 +186,7 @@ impl EnclaveState {
             return Err(gp("EADD", "only regular pages can be added without looking at their contents"));
         }
         self.machine.take_epc(count * PAGE)?;
-        self.epc_taken += count * PAGE;
+        *self.epc_taken.get_mut() += count * PAGE;
         self.enter_pages(offset, count, info);
         Ok(())
     }
@@ -308,14 +315,28 @@ impl EnclaveState {
         self.secs.attributes.flags.contains(AttributesFlags::INIT)
     }
 
-    /// Type and permissions of the page that the offset lies in; `None` when there is none.
+    /// Type and permissions of the page that the offset lies in; `None` when there is none, or one that waits to be
+    /// accepted (PENDING, MODIFIED).
     pub fn page(&self, offset: u64) -> Option<PageInfo> {
-        let entry = self.epcm.get(usize::try_from(offset / PAGE).ok()?)?.load(Ordering::Relaxed);
-        if entry & VALID == 0 {
+        let flags = self.epcm_entry(offset)?;
+        if flags.intersects(SecinfoFlags::PENDING | SecinfoFlags::MODIFIED) {
             return None;
         }
-        let page_type = if entry >> 8 == PageType::Tcs as u16 { PageType::Tcs } else { PageType::Reg };
-        Some(PageInfo { page_type, permissions: SecinfoFlags::from_bits_truncate(u64::from(entry & 7)) })
+        let page_type = match flags.page_type() {
+            t if t == PageType::Tcs as u8 => PageType::Tcs,
+            t if t == PageType::Trim as u8 => PageType::Trim,
+            _ => PageType::Reg,
+        };
+        Some(PageInfo {
+            page_type,
+            permissions: flags & (SecinfoFlags::R | SecinfoFlags::W | SecinfoFlags::X),
+        })
+    }
+
+    /// The EPCM entry of the page that the offset lies in, in the form of SECINFO.FLAGS; `None` when it is not valid.
+    pub fn epcm_entry(&self, offset: u64) -> Option<SecinfoFlags> {
+        let entry = self.epcm.get(usize::try_from(offset / PAGE).ok()?)?.load(Ordering::Acquire);
+        (entry & VALID != 0).then(|| SecinfoFlags::from_bits_truncate(u64::from(entry & 0xff3f)))
     }
 
     /// The TCS pages; after EINIT sorted by offset.
@@ -325,20 +346,26 @@ impl EnclaveState {
 
     /// Bytes of EPC it occupies.
     pub fn epc_bytes(&self) -> u64 {
-        self.epc_taken
+        self.epc_taken.load(Ordering::Relaxed)
     }
 
     /// How many of the TCS's SSA frames, from the first on, lie wholly in readable and writable regular pages.
     pub fn usable_frames(&self, tcs: &Tcs) -> u32 {
+        self.frames_within(tcs.ossa, tcs.nssa, |_| true)
+    }
+
+    /// The same for a TCS of these fields; `settle` makes a page's memory as accessible as the EPCM says.
+    pub(super) fn frames_within(&self, ossa: u64, nssa: u32, settle: impl Fn(u64) -> bool) -> u32 {
         let pages = u64::from(self.secs.ssa_frame_size);
         let rw = SecinfoFlags::R | SecinfoFlags::W;
         let usable = |page: u64| {
-            let at = page.checked_mul(PAGE).and_then(|o| o.checked_add(tcs.ossa));
-            at.and_then(|o| self.page(o))
-                .is_some_and(|p| p.page_type == PageType::Reg && p.permissions.contains(rw))
+            let at = page.checked_mul(PAGE).and_then(|o| o.checked_add(ossa));
+            at.is_some_and(|o| {
+                self.page(o).is_some_and(|p| p.page_type == PageType::Reg && p.permissions.contains(rw))
+                    && settle(o)
+            })
         };
-        (0..tcs.nssa).take_while(|frame| (0..pages).all(|p| usable(u64::from(*frame) * pages + p))).count()
-            as u32
+        (0..nssa).take_while(|frame| (0..pages).all(|p| usable(u64::from(*frame) * pages + p))).count() as u32
     }
 
     /// Runs of pages, in ascending order, as long as possible.
@@ -396,7 +423,7 @@ impl EnclaveState {
 
     fn enter_pages(&mut self, offset: u64, count: u64, info: PageInfo) {
         let first = offset / PAGE;
-        let entry = epcm_flags(info) as u16 | VALID;
+        let entry = epcm_flags(info) as u32 | VALID;
         for e in &mut self.epcm[first as usize..(first + count) as usize] {
             *e.get_mut() = entry;
         }
@@ -459,7 +486,7 @@ impl EnclaveState {
 
 impl Drop for EnclaveState {
     fn drop(&mut self) {
-        self.machine.give_epc(self.epc_taken);
+        self.machine.give_epc(self.epc_bytes());
     }
 }
 
@@ -577,16 +604,23 @@ fn admit_tcs(
     page[8] &= !1; // FLAGS.DBGOPTIN
     page[24..28].fill(0); // CSSA
     page[40..48].fill(0); // AEP
-    Ok(Tcs {
+    Ok(tcs_fields(offset, page))
+}
+
+/// A TCS as it stands in its page.
+pub(super) fn tcs_fields(offset: u64, page: &[u8; PAGE as usize]) -> Tcs {
+    let u32_at = |at: usize| u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+    let u64_at = |at| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+    Tcs {
         offset,
-        ossa: u64_at(page, 16),
-        nssa: u32_at(page, 28),
-        oentry: u64_at(page, 32),
-        ofsbase: u64_at(page, 48),
-        ogsbase: u64_at(page, 56),
-        fslimit,
-        gslimit,
-    })
+        ossa: u64_at(16),
+        nssa: u32_at(28),
+        oentry: u64_at(32),
+        ofsbase: u64_at(48),
+        ogsbase: u64_at(56),
+        fslimit: u32_at(64),
+        gslimit: u32_at(68),
+    }
 }
 
 fn attributes_match(attributes: &Attributes, s: &Sigstruct) -> bool {
@@ -594,11 +628,11 @@ fn attributes_match(attributes: &Attributes, s: &Sigstruct) -> bool {
         && (attributes.xfrm ^ s.attributes.xfrm) & s.attributemask[1] == 0
 }
 
-fn empty_epcm(pages: usize) -> Box<[AtomicU16]> {
+fn empty_epcm(pages: usize) -> Box<[AtomicU32]> {
     // Allocated zeroed: the kernel gives memory for the parts that are used, however large ELRANGE is.
-    let zeroed: Box<[u16]> = vec![0; pages].into_boxed_slice();
-    let raw = Box::into_raw(zeroed) as *mut [AtomicU16];
-    // SAFETY: AtomicU16 has the size, alignment and bit validity of u16, so the layout of the allocation is the same.
+    let zeroed: Box<[u32]> = vec![0; pages].into_boxed_slice();
+    let raw = Box::into_raw(zeroed) as *mut [AtomicU32];
+    // SAFETY: AtomicU32 has the size, alignment and bit validity of u32, so the layout of the allocation is the same.
     unsafe { Box::from_raw(raw) }
 }
 
@@ -606,10 +640,10 @@ fn leaf(code: ErrorCode, hint: &'static str) -> PlatformError {
     PlatformError::Leaf { leaf: "EINIT", code, hint }
 }
 
-fn gp(leaf: &'static str, rule: &'static str) -> PlatformError {
+pub(super) fn gp(leaf: &'static str, rule: &'static str) -> PlatformError {
     PlatformError::Fault { leaf, fault: "#GP(0)", rule }
 }
 
-fn pf(leaf: &'static str, rule: &'static str) -> PlatformError {
+pub(super) fn pf(leaf: &'static str, rule: &'static str) -> PlatformError {
     PlatformError::Fault { leaf, fault: "#PF", rule }
 }

@@ -377,7 +377,7 @@ pub(super) fn is_beyond(asked: &[u8; 16], current: &[u8; 16]) -> bool {
     asked.iter().zip(current).any(|(a, c)| a > c)
 }
 
-fn check_operand(
+pub(super) fn check_operand(
     state: &EnclaveState,
     address: u64,
     alignment: u64,

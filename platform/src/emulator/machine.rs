@@ -43,6 +43,8 @@ pub struct MachineConfig {
     pub launch_control: LaunchControl,
     /// Bytes of enclave page cache, shared by all enclaves of the machine.
     pub epc_bytes: u64,
+    /// Has the processor SGX2 (CPUID.(EAX=12H,ECX=0):EAX\[1\]), and the kernel dynamic memory?
+    pub sgx2: bool,
 }
 
 /// Where the root secret comes from.
@@ -76,6 +78,7 @@ impl Default for MachineConfig {
             xfrm: 0x2e7,
             launch_control: LaunchControl::Flexible,
             epc_bytes: physical_memory(),
+            sgx2: true,
         }
     }
 }
@@ -105,6 +108,7 @@ pub struct Machine {
     pub(super) xfrm: u64,
     pub(super) miscselect: Miscselect,
     pub(super) launch_control: LaunchControl,
+    pub(super) sgx2: bool,
     epc_bytes: u64,
     epc_used: AtomicU64,
 }
@@ -157,6 +161,7 @@ impl Machine {
             xfrm: config.xfrm & supported_xfrm(),
             miscselect: Miscselect::EXINFO,
             launch_control: config.launch_control,
+            sgx2: config.sgx2,
             epc_bytes: config.epc_bytes,
             epc_used: AtomicU64::new(0),
         }))

@@ -2,18 +2,22 @@
 //!
 //! - [`machine`]: what all enclaves share: secrets, versions, the EPC account;
 //! - [`enclave`]: SECS and EPCM, and the leaf functions ECREATE, EADD, EEXTEND, EINIT;
+//! - [`dynamic`]: those of SGX2, which change pages of an initialised enclave;
+//! - `pages`: EPCM and memory together;
 //! - [`keys`]: EREPORT and EGETKEY;
 //! - `thread`, `signal`, `transitions`: EENTER, ERESUME, EEXIT and asynchronous exits.
 //!
 //! **It protects nothing**: enclave pages are ordinary memory of this process, and the secrets lie in a file.
 
 mod adopt;
+pub mod dynamic;
 pub mod enclave;
 pub mod keys;
 #[cfg(feature = "sgxs")]
 pub mod load;
 pub mod machine;
 mod measure;
+mod pages;
 mod signal;
 mod signature;
 mod thread;
@@ -23,14 +27,17 @@ mod transitions;
 
 use std::sync::Arc;
 
-use sgx_isa::{AttributesFlags, ErrorCode, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
+use sgx_isa::{AttributesFlags, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
 
 use self::enclave::{EnclaveState, check_secs};
 use self::machine::{Machine, MachineConfig, StateError};
+use self::pages::{EnclavePages, LeafFunctions};
 pub use self::thread::Transitions;
-use self::thread::{EnclaveDescription, EnclaveThreads, Leaves, TcsDescription};
+use self::thread::{EnclaveDescription, EnclaveThreads, TcsDescription};
 use crate::memory::{PAGE, Reservation};
-use crate::{Build, CreateParams, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError};
+use crate::{
+    Build, CreateParams, DynamicMemory, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError,
+};
 
 /// Address space kept below ELRANGE, within reach of a `jmp rel32` from it: for the gate page.
 const BELOW: u64 = PAGE;
@@ -107,6 +114,10 @@ impl Platform for Emulator {
     fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError> {
         Ok(Box::new(self.begin(params)?))
     }
+
+    fn has_dynamic_memory(&self) -> bool {
+        self.machine.sgx2
+    }
 }
 
 /// An enclave under construction: its state, and its pages at their final addresses, writable.
@@ -147,19 +158,20 @@ impl Builder {
             };
             self.memory.protect(run.first * PAGE, run.count * PAGE, protection)?;
         }
-        let state = Arc::new(self.state);
-        let secs = state.secs();
+        let pages = Arc::new(EnclavePages::new(self.state, self.memory));
+        let (state, secs) = (&pages.state, pages.state.secs());
         let threads = EnclaveThreads::register(EnclaveDescription {
             base: secs.base,
             size: secs.size,
             xfrm: secs.attributes.xfrm,
-            exinfo: secs.miscselect.contains(Miscselect::EXINFO),
+            exinfo: pages.has_exinfo(),
             ssa_frame_bytes: u64::from(secs.ssa_frame_size) * PAGE,
-            tcs: state.tcs().iter().map(|tcs| describe(&state, tcs)).collect(),
+            tcs: state.tcs().iter().map(|tcs| describe(state, tcs)).collect(),
             gate: self.gate,
-            leaves: Box::new(LeafFunctions(state.clone())),
+            epoch: state.epoch.clone(),
+            leaves: Box::new(LeafFunctions(pages.clone())),
         })?;
-        Ok(Enclave { threads, state, memory: self.memory })
+        Ok(Enclave { threads, pages })
     }
 }
 
@@ -229,29 +241,44 @@ impl Build for Builder {
 pub struct Enclave {
     // First, so that nobody can enter when the memory goes.
     threads: Arc<EnclaveThreads>,
-    state: Arc<EnclaveState>,
-    memory: Reservation,
+    pages: Arc<EnclavePages>,
 }
 
 impl Enclave {
     /// Its architectural state.
     pub fn state(&self) -> &EnclaveState {
-        &self.state
+        &self.pages.state
     }
 
     /// How often its boundary was crossed so far.
     pub fn transitions(&self) -> Transitions {
         self.threads.transitions()
     }
+
+    /// ENCLS\[ETRACK\], and all threads out of the enclave for a moment, as kernels do it.
+    fn track(&self) -> Result<(), PlatformError> {
+        let incomplete = || PlatformError::Os {
+            what: "interrupting the threads inside (one of them blocks SIGSYS, or is stopped)",
+            source: std::io::ErrorKind::TimedOut.into(),
+        };
+        // As Linux: an ETRACK that comes too early is repeated once all threads were out.
+        if self.pages.state.etrack(&*self.threads).is_err() {
+            if !self.threads.interrupt_all() {
+                return Err(incomplete());
+            }
+            self.pages.state.etrack(&*self.threads)?;
+        }
+        if self.threads.interrupt_all() { Ok(()) } else { Err(incomplete()) }
+    }
 }
 
 impl Initialized for Enclave {
     fn base(&self) -> u64 {
-        self.memory.base()
+        self.pages.memory().base()
     }
 
     fn size(&self) -> u64 {
-        self.memory.size()
+        self.pages.memory().size()
     }
 
     fn enter_function(&self) -> EnterFunction {
@@ -269,35 +296,59 @@ impl Initialized for Enclave {
         }
         let code = SecinfoFlags::R | SecinfoFlags::X;
         self.threads
-            .patch_enclu_sites(offsets, |at| self.state.page(at).is_some_and(|p| p.permissions == code));
+            .patch_enclu_sites(offsets, |at| self.state().page(at).is_some_and(|p| p.permissions == code));
+    }
+
+    fn dynamic_memory(&self) -> Option<&dyn DynamicMemory> {
+        self.state().machine().sgx2.then_some(self)
+    }
+}
+
+impl DynamicMemory for Enclave {
+    fn augment(&self, offset: u64, count: u64) -> Result<(), PlatformError> {
+        let page = |i: u64| offset.wrapping_add(i.wrapping_mul(PAGE));
+        let is_there = |i: &u64| self.state().epcm_entry(page(*i)).is_some();
+        let mut next = 0;
+        while next < count {
+            next += (next..count).take_while(is_there).count() as u64;
+            let absent = (next..count).take_while(|i| !is_there(i)).count() as u64;
+            if absent != 0 {
+                self.pages.eaug(page(next), absent)?;
+            }
+            next += absent;
+        }
+        Ok(())
+    }
+
+    fn restrict(&self, offset: u64, count: u64, permissions: SecinfoFlags) -> Result<(), PlatformError> {
+        let outcome = self.pages.emodpr(offset, count, permissions, &self.threads);
+        self.track()?;
+        outcome
+    }
+
+    fn modify_type(&self, offset: u64, count: u64, page_type: PageType) -> Result<(), PlatformError> {
+        let outcome = self.pages.emodt(offset, count, page_type, &self.threads);
+        self.track()?;
+        outcome
+    }
+
+    fn remove(&self, offset: u64, count: u64) -> Result<(), PlatformError> {
+        let trimmed =
+            (0..count).take_while(|i| self.pages.is_trimmed(offset.wrapping_add(i * PAGE))).count() as u64;
+        self.pages.eremove(offset, trimmed, &self.threads)?;
+        if trimmed == count {
+            return Ok(());
+        }
+        Err(PlatformError::Os {
+            what: "removing pages (EREMOVE) that the enclave has not accepted to be trimmed",
+            source: std::io::Error::from_raw_os_error(libc::EPERM),
+        })
     }
 }
 
 impl std::fmt::Debug for Enclave {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Enclave").field("state", &self.state).finish_non_exhaustive()
-    }
-}
-
-/// EREPORT and EGETKEY for the thread emulation.
-struct LeafFunctions(Arc<EnclaveState>);
-
-impl Leaves for LeafFunctions {
-    fn ereport(&self, targetinfo: u64, reportdata: u64, output: u64) -> Result<(), thread::Fault> {
-        // SAFETY: a thread is inside, so the enclave's pages are mapped with the permissions of its EPCM entries.
-        unsafe { keys::ereport_operands(&self.0, targetinfo, reportdata, output) }.map_err(fault)
-    }
-
-    fn egetkey(&self, keyrequest: u64, output: u64) -> Result<Result<(), ErrorCode>, thread::Fault> {
-        // SAFETY: as above.
-        unsafe { keys::egetkey_operands(&self.0, keyrequest, output) }.map_err(fault)
-    }
-}
-
-fn fault(fault: keys::Fault) -> thread::Fault {
-    match fault {
-        keys::Fault::GeneralProtection => thread::Fault::GeneralProtection,
-        keys::Fault::Page(address) => thread::Fault::Page(address),
+        f.debug_struct("Enclave").field("state", self.state()).finish_non_exhaustive()
     }
 }
 

@@ -310,6 +310,12 @@ pub(super) unsafe extern "C" fn handle(
     let (code, frame, context, bases) =
         unsafe { ((*info).si_code, &mut *uc, context.as_mut(), bases.as_mut()) };
     let rip = frame.uc_mcontext.gregs[libc::REG_RIP as usize] as u64;
+    if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && code > 0 && is_guarded(rip) {
+        frame.uc_mcontext.gregs[libc::REG_RIP as usize] = asm::enclos_emu_unreachable as *const () as i64;
+        return;
+    }
+    // SAFETY: the kernel's own.
+    let is_interruption = signal == libc::SIGSYS && code == SI_QUEUE && unsafe { is_ours(info) };
     if let (Some(context), Some(bases)) = (context, bases) {
         let state = context.current.load(Ordering::Relaxed);
         // A fault at any other address while inside means that the enclave jumped out of ELRANGE: on hardware fetching
@@ -318,8 +324,16 @@ pub(super) unsafe extern "C" fn handle(
             || FAULTS.contains(&signal) && code > 0 && code != SYS_USER_DISPATCH && !in_emulator(rip);
         // SAFETY: a non-null current state is the one this thread is inside with.
         if !state.is_null() && (unsafe { (*state).covers(rip) } || jumped_out()) {
-            let entered = Inside { signal, code, info, frame, context, bases, state };
+            let mut entered = Inside { signal, code, info, frame, context, bases, state };
+            if is_interruption {
+                entered.aex(None);
+                return;
+            }
             return entered.handle();
+        }
+        if is_interruption {
+            // On the way in or out, or in the emulator's own code: it comes again as long as it is needed.
+            return;
         }
         if !state.is_null() && resuming(rip) {
             // ERESUME is one instruction on hardware: to a handler it has not begun.
@@ -328,6 +342,10 @@ pub(super) unsafe extern "C" fn handle(
             // SAFETY: this thread is inside with the state, and has executed nothing of the enclave.
             let stacks = unsafe { thread::undo_resume(entered.context, state) };
             entered.show_exit(exit, stacks);
+            if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && code > 0 {
+                // The SSA frame went after it was checked: ERESUME faults.
+                return entered.report(exit.0, Exception { vector: VECTOR_PF, code: 0x8005, address: 0 });
+            }
             // SAFETY: the arguments are the kernel's own.
             return unsafe { chain(signal, info, uc) };
         }
@@ -343,6 +361,9 @@ pub(super) unsafe extern "C" fn handle(
         }
         // SAFETY: the arguments are the kernel's own.
         return unsafe { chain(signal, info, uc) };
+    }
+    if is_interruption {
+        return;
     }
     if signal == libc::SIGILL && enclu_at(rip) {
         // The first ENCLU of a thread that did not come through this crate: give it a context and let it try again.
@@ -402,6 +423,57 @@ pub(super) unsafe extern "C" fn own_stack(signal: c_int, uc: *mut ucontext_t) ->
             .write(copy_of_fpregs.cast());
     }
     to
+}
+
+/// `si_code` of a signal sent by rt_tgsigqueueinfo(2).
+const SI_QUEUE: c_int = -1;
+
+/// Sent with the signals of [`interrupt`]: the address of this.
+static INTERRUPTION: u8 = 0;
+
+/// Makes a thread leave the enclave that it is inside of, by an asynchronous exit, as an interrupt of its processor
+/// would. A signal whose handler is always the trampoline; a thread that is not inside ignores it.
+pub(super) fn interrupt(thread: i32) {
+    #[repr(C)]
+    struct Info {
+        signal: c_int,
+        error: c_int,
+        code: c_int,
+        padding: c_int,
+        pid: i32,
+        uid: u32,
+        value: usize,
+        rest: [u64; 12],
+    }
+    const _: () = assert!(size_of::<Info>() == size_of::<siginfo_t>());
+    // SAFETY: no preconditions.
+    let pid = unsafe { libc::getpid() };
+    let info = Info {
+        signal: libc::SIGSYS,
+        error: 0,
+        code: SI_QUEUE,
+        padding: 0,
+        pid,
+        uid: 0,
+        value: &raw const INTERRUPTION as usize,
+        rest: [0; 12],
+    };
+    // SAFETY: the structure is laid out as the kernel's; a thread that has ended is an error, which is as well.
+    unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, thread, libc::SIGSYS, &raw const info) };
+}
+
+/// Is it a signal of [`interrupt`]?
+///
+/// # Safety
+/// `info` must be the kernel's, of a signal that was queued.
+unsafe fn is_ours(info: *const siginfo_t) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe { core::ptr::eq((*info).si_value().sival_ptr, (&raw const INTERRUPTION).cast()) }
+}
+
+/// Is the address of an instruction of `transitions` that may fault?
+fn is_guarded(rip: u64) -> bool {
+    (&raw const asm::enclos_emu_guarded as u64..&raw const asm::enclos_emu_guarded_end as u64).contains(&rip)
 }
 
 /// Is the address in the code of `transitions`?
@@ -538,7 +610,7 @@ impl Inside<'_> {
                 // SAFETY: the state is this thread's.
                 let outside = !unsafe { (*self.state).covers(self.greg(libc::REG_RIP)) };
                 match vector {
-                    VECTOR_PF if !outside => self.exception(vector, error, address),
+                    VECTOR_PF if !outside => self.page_fault(error, address),
                     _ => self.exception(VECTOR_GP, error, 0),
                 }
             }
@@ -555,14 +627,51 @@ impl Inside<'_> {
         }
     }
 
-    /// #UD, or an ENCLU that was not rewritten.
+    /// An access that memory refused: the EPCM may be ahead of the memory, else it is #PF.
+    fn page_fault(&mut self, error: u64, address: u64) {
+        // Error code (SDM vol. 3A, 4.7): bit 1 write, bit 4 instruction fetch, bit 5 protection key, bit 15 SGX. As in
+        // SECINFO.FLAGS: bit 0 read, bit 1 write, bit 2 execute.
+        let access = if error & 16 != 0 {
+            4
+        } else if error & 2 != 0 {
+            2
+        } else {
+            1
+        };
+        // SAFETY: the state is this thread's.
+        let enclave = unsafe { (*self.state).enclave() };
+        if error & 32 == 0 && enclave.leaves.settle(address, access) {
+            return;
+        }
+        let sgx = if enclave.leaves.is_valid(address) { 0x8000 } else { 0 };
+        self.exception(VECTOR_PF, error | sgx, address);
+    }
+
+    /// #UD, or an ENCLU that was not rewritten, or was and is left to us.
     fn illegal(&mut self) {
-        let rip = self.greg(libc::REG_RIP);
+        let mut rip = self.greg(libc::REG_RIP);
+        // SAFETY: the state is this thread's.
+        let gate = unsafe { (*self.state).enclave().base } - 4096;
+        let mut length = 3;
+        let is_called = rip == gate + asm::GATE_LEAF_TRAP;
+        if is_called {
+            // The gate was called: back to the instruction that called it.
+            let at = self.greg(libc::REG_RSP);
+            let mut after = 0_u64;
+            // SAFETY: the target is ours.
+            if !unsafe { asm::guarded_copy((&raw mut after).cast(), at as *const u8, 8) } {
+                return self.exception(VECTOR_PF, 4, at);
+            }
+            length = 5;
+            rip = after.wrapping_sub(length);
+            *self.greg_mut(libc::REG_RSP) += 8;
+            *self.greg_mut(libc::REG_RIP) = rip as i64;
+        }
         let leaf = self.greg(libc::REG_RAX) as u32;
         // SAFETY: the state is this thread's.
         let state = unsafe { &*self.state };
-        let in_gate = rip.wrapping_sub(state.enclave().base - 4096) < 4096;
-        if !in_gate && !enclu_at(rip) {
+        let in_gate = rip.wrapping_sub(gate) < 4096;
+        if !in_gate && !is_called && !enclu_at(rip) {
             return self.exception(VECTOR_UD, 0, 0);
         }
         let [rbx, rcx, rdx] = [libc::REG_RBX, libc::REG_RCX, libc::REG_RDX].map(|r| self.greg(r));
@@ -572,6 +681,9 @@ impl Inside<'_> {
             0 => leaves.ereport(rbx, rcx, rdx).map(|()| None),
             1 => leaves.egetkey(rbx, rcx).map(Some),
             crate::EEXIT => return self.eexit(),
+            5 => leaves.eaccept(rbx, rcx, state.enclave()).map(Some),
+            6 => leaves.emodpe(rbx, rcx).map(|()| None),
+            7 => leaves.eacceptcopy(rbx, rcx, rdx).map(Some),
             _ => Err(Fault::GeneralProtection),
         };
         match result {
@@ -580,10 +692,10 @@ impl Inside<'_> {
                     let zf = 1 << 6;
                     *self.greg_mut(libc::REG_RAX) = result.err().map_or(0, |e| e as i64);
                     let flags = self.greg_mut(libc::REG_EFL);
-                    // EGETKEY: ZF tells failure; CF, PF, AF, OF, SF are cleared.
+                    // EGETKEY, EACCEPT, EACCEPTCOPY: ZF tells failure; CF, PF, AF, OF, SF are cleared.
                     *flags = *flags & !0x8d5 | if result.is_err() { zf } else { 0 };
                 }
-                *self.greg_mut(libc::REG_RIP) += 3;
+                *self.greg_mut(libc::REG_RIP) += length as i64;
             }
             Err(Fault::GeneralProtection) => self.exception(VECTOR_GP, 0, 0),
             Err(Fault::Page(address)) => self.exception(VECTOR_PF, 0x8005, address & !0xfff),
@@ -603,7 +715,13 @@ impl Inside<'_> {
     /// An exception inside: asynchronous exit, then what the kernel does for the vDSO's enter function, or a plain
     /// signal for anyone else's.
     fn exception(&mut self, vector: u64, code: u64, address: u64) {
-        let aep = self.aex(Some(Exception { vector, code, address }));
+        let exception = Exception { vector, code, address };
+        let aep = self.aex(Some(exception));
+        self.report(aep, exception);
+    }
+
+    /// After an exit by an exception: what the host learns of it.
+    fn report(&mut self, aep: u64, Exception { vector, code, address }: Exception) {
         if aep != asm::enclos_emu_aep as *const () as u64 {
             // SAFETY: the kernel's arguments, with the registers that hardware would show.
             return unsafe { chain(self.signal, self.info, self.frame) };

@@ -4,16 +4,21 @@
 //! either); SSA frames are real and lie where the TCS says. Each OS thread that enters has a [`ThreadContext`] just
 //! below its signal stack, so that a signal handler finds it without thread-local storage.
 //!
-//! May assume: pages of an initialised enclave never change type or permissions (SGX1), so what EENTER must check
-//! about SSA frames is checked once, when the enclave is registered.
+//! What EENTER must check about SSA frames is checked again only after pages of the enclave have changed. The host may
+//! take pages away at any moment; memory of the enclave is therefore touched by code that survives that
+//! ([`asm::guarded_copy`]).
 
 use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use sgx_isa::ErrorCode;
 
+pub(super) use super::keys::Fault;
 use super::signal;
 use super::transitions as asm;
 use crate::{EENTER, EnterFunction, PlatformError};
@@ -34,6 +39,8 @@ pub(super) struct EnclaveDescription {
     pub tcs: Vec<TcsDescription>,
     /// The page below ELRANGE is reserved and may be used for the gate; false: every ENCLU traps.
     pub gate: bool,
+    /// How many times ETRACK was executed.
+    pub epoch: Arc<AtomicU32>,
     /// Leaf functions that are not about threads.
     pub leaves: Box<dyn Leaves>,
 }
@@ -63,17 +70,25 @@ pub(super) struct TcsDescription {
 pub(super) trait Leaves: Send + Sync {
     /// ENCLU\[EREPORT\].
     fn ereport(&self, targetinfo: u64, reportdata: u64, output: u64) -> Result<(), Fault>;
-    /// ENCLU\[EGETKEY\]: the inner error goes to RAX.
+    /// ENCLU\[EGETKEY\]: the inner error goes to RAX, here and below.
     fn egetkey(&self, keyrequest: u64, output: u64) -> Result<Result<(), ErrorCode>, Fault>;
-}
-
-/// A fault of a leaf function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// #GP(0).
-    GeneralProtection,
-    /// #PF at the address.
-    Page(u64),
+    /// ENCLU\[EACCEPT\]. Runs with the enclave's FS base in place, as does `settle`: no thread-local storage.
+    fn eaccept(
+        &self,
+        secinfo: u64,
+        page: u64,
+        threads: &EnclaveThreads,
+    ) -> Result<Result<(), ErrorCode>, Fault>;
+    /// ENCLU\[EMODPE\].
+    fn emodpe(&self, secinfo: u64, page: u64) -> Result<(), Fault>;
+    /// ENCLU\[EACCEPTCOPY\].
+    fn eacceptcopy(&self, secinfo: u64, page: u64, source: u64) -> Result<Result<(), ErrorCode>, Fault>;
+    /// After an access that memory refused: is it permitted (SECINFO.FLAGS bits), and can it be tried again?
+    fn settle(&self, address: u64, access: u32) -> bool;
+    /// Is there a page at the address, in whatever state?
+    fn is_valid(&self, address: u64) -> bool;
+    /// How many SSA frames, from the first on, lie wholly in accessible pages.
+    fn usable_frames(&self, ossa: u64, nssa: u32) -> u32;
 }
 
 /// How often threads crossed the boundary of one enclave.
@@ -101,8 +116,14 @@ pub(super) struct EnclaveThreads {
     /// One word a page of ELRANGE: the `TcsState` whose GS base lies at that page's start, if only one has it.
     tcs_by_gs: PageTable,
     gate: bool,
-    /// Never moved: their addresses are in the tables.
-    states: Box<[TcsState]>,
+    /// ENCLU instructions were replaced: the enclave's entry code sets the FS base itself.
+    patched: AtomicBool,
+    /// How many times ETRACK was executed.
+    epoch: Arc<AtomicU32>,
+    /// Changes when pages have: what was found out about SSA frames is not true any more.
+    generation: AtomicU64,
+    /// A list of boxes. It only grows; they are never moved: their addresses are in the tables.
+    states: AtomicPtr<TcsState>,
 }
 
 /// State of a TCS. Fields before `enclave` have fixed offsets: see `transitions`.
@@ -112,7 +133,7 @@ pub(super) struct TcsState {
     pub(super) host_fs: u64,
     pub(super) host_gs: u64,
     /// The [`ThreadContext`] of the OS thread that is inside.
-    pub(super) context: u64,
+    pub(super) context: AtomicU64,
     /// Linear address of the entry point.
     pub(super) entry: u64,
     /// FS base at EENTER; 0: left as it is, because the enclave's entry code is known to set it.
@@ -131,9 +152,20 @@ pub(super) struct TcsState {
     pub(super) iret: [u64; 5],
     enclave: *const EnclaveThreads,
     address: u64,
-    ssa: u64,
+    /// Is the page a TCS now?
+    is_tcs: AtomicBool,
+    /// Would EACCEPT take the page for a TCS?
+    is_sound: AtomicBool,
+    /// Count of ETRACKs when the thread inside entered.
+    entered_at: AtomicU32,
+    /// Stack and frame pointer when the thread inside entered.
+    host_stacks: (u64, u64),
+    next: AtomicPtr<TcsState>,
+    ossa: u64,
     nssa: u32,
     usable_frames: u32,
+    /// The enclave's generation when `usable_frames` was found out.
+    frames_seen: u64,
     debug_opt_in: bool,
     /// OSSA, OFSBASE and OGSBASE are page-aligned.
     aligned: bool,
@@ -149,6 +181,8 @@ pub(super) struct ThreadContext {
     pub(super) selector: AtomicU8,
     /// The TCS this thread is inside with, or null.
     pub(super) current: AtomicPtr<TcsState>,
+    /// The OS thread.
+    tid: AtomicI32,
     /// ELRANGE for which call interception is armed.
     armed_base: u64,
     armed_size: u64,
@@ -205,27 +239,23 @@ impl EnclaveThreads {
             tcs_by_page,
             tcs_by_gs,
             gate: false,
-            states: Box::default(),
+            patched: AtomicBool::new(false),
+            epoch: d.epoch,
+            generation: AtomicU64::new(0),
+            states: AtomicPtr::default(),
         });
         let address: *const Self = Arc::as_ptr(&enclave);
-        let states: Box<[TcsState]> =
-            d.tcs.iter().map(|t| TcsState::new(address, d.base, d.xfrm, t)).collect();
-        for (state, t) in states.iter().zip(&d.tcs) {
-            let word = core::ptr::from_ref(state) as u64;
-            enclave.tcs_by_page.set(t.address - d.base, word);
-            // Two TCSs with one GS base cannot be told apart by it: neither gets the fast way.
-            let same = d.tcs.iter().filter(|o| o.ogsbase == t.ogsbase).count();
-            if same == 1 && t.ogsbase % PAGE == 0 && t.ogsbase < d.size {
-                enclave.tcs_by_gs.set(t.ogsbase, word);
-            }
+        if d.gate
+            && let Some(this) = Arc::get_mut(&mut enclave)
+        {
+            this.map_gate()?;
+            this.gate = true;
         }
-        let gate = d.gate;
-        if let Some(this) = Arc::get_mut(&mut enclave) {
-            this.states = states;
-            if gate {
-                this.map_gate()?;
-                this.gate = true;
-            }
+        for tcs in &d.tcs {
+            // Two TCSs with one GS base cannot be told apart by it: neither gets the fast way.
+            let is_unique = d.tcs.iter().filter(|o| o.ogsbase == tcs.ogsbase).count() == 1;
+            let state = enclave.add_state(TcsState::new(address, d.base, d.xfrm, tcs), is_unique);
+            state.is_tcs.store(true, Ordering::Release);
         }
         let free = REGISTRY.iter().find(|slot| {
             slot.compare_exchange(
@@ -273,22 +303,180 @@ impl EnclaveThreads {
                 if libc::mprotect(page, PAGE as usize, libc::PROT_READ | libc::PROT_WRITE) != 0 {
                     continue;
                 }
-                let mut jump = [0xe9, 0, 0, 0, 0];
+                // EACCEPT comes in loops over many pages, so it has a way of its own, and comes back. It is told by the
+                // instruction before, `mov eax, 5`; who gives hints says that there is a stack then.
+                let before = (site as *const u8).byte_sub(5);
+                let is_eaccept = offset % PAGE >= 5
+                    && core::slice::from_raw_parts(before, 5) == [0xb8, EACCEPT as u8, 0, 0, 0];
+                let (opcode, distance) =
+                    if is_eaccept { (0xe8, distance + asm::GATE_LEAF as i32) } else { (0xe9, distance) };
+                let mut jump = [opcode, 0, 0, 0, 0];
                 jump[1..].copy_from_slice(&distance.to_le_bytes());
                 core::ptr::copy_nonoverlapping(jump.as_ptr(), site as *mut u8, 5);
                 libc::mprotect(page, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC);
             }
             patched = true;
         }
-        for state in self.states.iter().filter(|_| patched) {
-            // SAFETY: a state of ours; no thread is inside yet, and this field is read at entries only.
-            unsafe { (&raw const state.fs).cast_mut().write(0) };
+        if patched {
+            self.patched.store(true, Ordering::Release);
+            for state in self.states() {
+                // SAFETY: a state of ours; no thread is inside yet, and this field is read at entries only.
+                unsafe { (&raw const state.fs).cast_mut().write(0) };
+            }
+        }
+    }
+
+    /// All TCSs there ever were.
+    fn states(&self) -> impl Iterator<Item = &TcsState> {
+        let mut next = self.states.load(Ordering::Acquire);
+        core::iter::from_fn(move || {
+            // SAFETY: the list's boxes live as long as the enclave.
+            let state = unsafe { next.as_ref() }?;
+            next = state.next.load(Ordering::Acquire);
+            Some(state)
+        })
+    }
+
+    /// Puts a TCS into the list and the tables.
+    fn add_state(&self, state: TcsState, has_own_gs: bool) -> &TcsState {
+        let (page, gs) = (state.address - self.base, state.gs.wrapping_sub(self.base));
+        let state = Box::into_raw(Box::new(state));
+        let mut first = self.states.load(Ordering::Acquire);
+        loop {
+            // SAFETY: the box is ours until it is in the list, and never goes before the enclave does.
+            unsafe { (*state).next.store(first, Ordering::Relaxed) };
+            match self.states.compare_exchange_weak(first, state, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => first = now,
+            }
+        }
+        self.tcs_by_page.set(page, state as u64);
+        if has_own_gs && gs.is_multiple_of(PAGE) && gs < self.size {
+            self.tcs_by_gs.set(gs, state as u64);
+        }
+        // SAFETY: as above.
+        unsafe { &*state }
+    }
+
+    /// The state of the TCS at this address, if there ever was one.
+    fn state_at(&self, address: u64) -> Option<&TcsState> {
+        let offset = address.wrapping_sub(self.base);
+        if offset >= self.size || !offset.is_multiple_of(PAGE) {
+            return None;
+        }
+        // SAFETY: words of the table are null or addresses of the list's boxes.
+        unsafe { (self.tcs_by_page.get(offset) as *const TcsState).as_ref() }
+    }
+
+    /// A page is becoming a TCS with these contents; it is one when the enclave has accepted that.
+    ///
+    /// # Errors
+    /// When a thread is still inside with what was a TCS there before.
+    pub(super) fn prepare_tcs(&self, tcs: &TcsDescription, is_sound: bool) -> Result<(), PlatformError> {
+        let shares_gs = self.states().any(|s| {
+            s.address != tcs.address && s.is_tcs.load(Ordering::Acquire) && s.gs == self.base + tcs.ogsbase
+        });
+        let mut new = TcsState::new(self, self.base, self.xfrm, tcs);
+        if self.patched.load(Ordering::Acquire) {
+            new.fs = 0;
+        }
+        // The frames may not be there yet: look at the first entry.
+        new.usable_frames = 0;
+        new.is_sound.store(is_sound, Ordering::Release);
+        let Some(old) = self.state_at(tcs.address) else {
+            self.add_state(new, !shares_gs);
+            return Ok(());
+        };
+        if old.busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return Err(PlatformError::Fault {
+                leaf: "EMODT",
+                fault: "#GP(0)",
+                rule: "a thread is still inside with the TCS that was at this address",
+            });
+        }
+        new.busy = AtomicU32::new(1);
+        new.next = AtomicPtr::new(old.next.load(Ordering::Acquire));
+        for (i, count) in old.counts.iter().enumerate() {
+            new.counts[i] = AtomicU64::new(count.load(Ordering::Relaxed));
+        }
+        let (before, now) = (old.gs.wrapping_sub(self.base), new.gs.wrapping_sub(self.base));
+        if before != now {
+            let has_place = |gs: u64| gs.is_multiple_of(PAGE) && gs < self.size;
+            if has_place(before) && self.tcs_by_gs.get(before) == core::ptr::from_ref(old) as u64 {
+                self.tcs_by_gs.set(before, 0);
+            }
+            if has_place(now) && !shares_gs {
+                self.tcs_by_gs.set(now, core::ptr::from_ref(old) as u64);
+            }
+        }
+        // SAFETY: a box of the list that nobody is inside with: `busy` is ours. Others read atomics of it only, each of
+        // which is a valid value before and after.
+        unsafe { core::ptr::from_ref(old).cast_mut().write(new) };
+        old.busy.store(0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Would EACCEPT take the page at this address for a TCS?
+    pub(super) fn tcs_is_sound(&self, address: u64) -> bool {
+        self.state_at(address).is_some_and(|s| s.is_sound.load(Ordering::Acquire))
+    }
+
+    /// The enclave has accepted the TCS at this address.
+    pub(super) fn admit_tcs(&self, address: u64) {
+        if let Some(state) = self.state_at(address) {
+            state.is_tcs.store(true, Ordering::Release);
+        }
+    }
+
+    /// The page at this address is no TCS any more, if it was one.
+    pub(super) fn withdraw_tcs(&self, address: u64) {
+        if let Some(state) = self.state_at(address) {
+            state.is_tcs.store(false, Ordering::Release);
+            state.is_sound.store(false, Ordering::Release);
+        }
+    }
+
+    /// Pages of the enclave have changed.
+    pub(super) fn pages_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The count of ETRACKs at which the thread that has been inside longest entered.
+    pub(super) fn oldest_entry(&self) -> Option<u16> {
+        let now = self.epoch.load(Ordering::SeqCst) as u16;
+        let inside = self.states().filter(|s| s.busy.load(Ordering::SeqCst) != 0);
+        let age = inside.map(|s| now.wrapping_sub(s.entered_at.load(Ordering::SeqCst) as u16)).max()?;
+        Some(now.wrapping_sub(age))
+    }
+
+    /// Makes every thread that entered before the last ETRACK leave, by an asynchronous exit. False when one does not.
+    pub(super) fn interrupt_all(&self) -> bool {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let begun = Instant::now();
+        loop {
+            let mut is_clear = true;
+            for state in self.states() {
+                let entered = state.entered_at.load(Ordering::SeqCst) as u16;
+                let is_old = (entered.wrapping_sub(epoch as u16) as i16) < 0;
+                if state.busy.load(Ordering::SeqCst) != 0 && is_old {
+                    is_clear = false;
+                    let context = state.context.load(Ordering::Relaxed) as *const ThreadContext;
+                    // SAFETY: null, or in the arena of contexts, which is never unmapped.
+                    if let Some(context) = unsafe { context.as_ref() } {
+                        signal::interrupt(context.tid.load(Ordering::Relaxed));
+                    }
+                }
+            }
+            if is_clear || begun.elapsed() > Duration::from_secs(2) {
+                return is_clear;
+            }
+            std::thread::sleep(Duration::from_micros(20));
         }
     }
 
     /// Transitions so far, over all TCSs.
     pub(super) fn transitions(&self) -> Transitions {
-        let sum = |i: usize| self.states.iter().map(|s| s.counts[i].load(Ordering::Relaxed)).sum();
+        let sum = |i: usize| self.states().map(|s| s.counts[i].load(Ordering::Relaxed)).sum();
         Transitions { eenter: sum(0), eresume: sum(1), aex: sum(2) }
     }
 
@@ -323,8 +511,9 @@ impl EnclaveThreads {
                 self.size,
                 self.tcs_by_gs.words as u64,
                 asm::enclos_emu_eexit as *const () as u64,
+                accept as *const () as u64,
             ];
-            p.byte_add(asm::GATE_PARAMETERS).cast::<[u64; 4]>().write(parameters);
+            p.byte_add(asm::GATE_PARAMETERS).cast::<[u64; 5]>().write(parameters);
             if libc::mprotect(p, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC) != 0 {
                 return Err(os("making the gate page executable"));
             }
@@ -340,6 +529,12 @@ impl Drop for EnclaveThreads {
             let _ = slot.compare_exchange(me, core::ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed);
         }
         GENERATION.fetch_add(1, Ordering::AcqRel);
+        let mut next = *self.states.get_mut();
+        while !next.is_null() {
+            // SAFETY: the list's boxes are the enclave's own, and nobody is inside any more.
+            let state = unsafe { Box::from_raw(next) };
+            next = state.next.load(Ordering::Relaxed);
+        }
     }
 }
 
@@ -372,6 +567,27 @@ pub(super) unsafe extern "C" fn prepare(leaf: u32, tcs: u64, rsp: u64, rbp: u64,
         Err(Fault::Page(_)) => faulted(VECTOR_PF | 0x8000 << 16),
     }
 }
+
+/// What [`accept`] returns for what only the trap can do.
+const BY_TRAP: u64 = 1 << 32;
+
+/// EACCEPT by way of the gate: what goes to RAX, or [`BY_TRAP`].
+///
+/// # Safety
+/// Called by the gate only, with the state whose GS base the thread has. The FS base is the enclave's: nothing here may
+/// use thread-local storage.
+pub(super) unsafe extern "C" fn accept(state: *const TcsState, secinfo: u64, page: u64) -> u64 {
+    // SAFETY: the gate found the state in the enclave's table; a thread is inside with it, so the enclave lives.
+    let enclave = unsafe { (*state).enclave() };
+    match enclave.leaves.eaccept(secinfo, page, enclave) {
+        Ok(Ok(())) => 0,
+        Ok(Err(code)) => code as u64,
+        Err(_) => BY_TRAP,
+    }
+}
+
+/// ENCLU leaf 5.
+const EACCEPT: u32 = 5;
 
 pub(super) const VECTOR_UD: u64 = 6;
 pub(super) const VECTOR_GP: u64 = 13;
@@ -408,6 +624,12 @@ pub(super) fn enter_state(
     }
     // SAFETY: `busy` is ours now.
     let s = unsafe { &mut *state };
+    s.entered_at.store(enclave.epoch.load(Ordering::SeqCst), Ordering::SeqCst);
+    if !s.is_tcs.load(Ordering::Acquire) {
+        s.busy.store(0, Ordering::Release);
+        return Err(Fault::Page(tcs));
+    }
+    s.host_stacks = (rsp, rbp);
     let result = if leaf == EENTER { s.check_enter(enclave, rsp, rbp) } else { s.check_resume(enclave) };
     let result = result.and_then(|()| context.arm(enclave).map_err(|_| Fault::GeneralProtection));
     if let Err(fault) = result {
@@ -422,7 +644,7 @@ pub(super) fn enter_state(
     s.host_fs = context.host_fs;
     s.host_gs = context.host_gs;
     s.aep = aep;
-    s.context = core::ptr::from_mut(context) as u64;
+    s.context.store(core::ptr::from_mut(context) as u64, Ordering::Relaxed);
     if signal::exclusive_dispatch() {
         context.selector.store(1, Ordering::Relaxed);
     }
@@ -436,7 +658,7 @@ impl TcsState {
         Self {
             host_fs: 0,
             host_gs: 0,
-            context: 0,
+            context: AtomicU64::new(0),
             entry: base.wrapping_add(t.oentry),
             fs: base.wrapping_add(t.ofsbase),
             gs: base.wrapping_add(t.ogsbase),
@@ -449,9 +671,15 @@ impl TcsState {
             iret: [0, cs, 0, 0, ss],
             enclave,
             address: t.address,
-            ssa: base.wrapping_add(t.ossa),
+            is_tcs: AtomicBool::new(false),
+            is_sound: AtomicBool::new(false),
+            entered_at: AtomicU32::new(0),
+            host_stacks: (0, 0),
+            next: AtomicPtr::default(),
+            ossa: t.ossa,
             nssa: t.nssa,
             usable_frames: t.usable_frames,
+            frames_seen: 0,
             debug_opt_in: t.debug_opt_in,
             aligned: (t.ossa | t.ofsbase | t.ogsbase).is_multiple_of(PAGE),
             counts: [const { AtomicU64::new(0) }; 3],
@@ -478,7 +706,8 @@ impl TcsState {
     }
 
     fn frame(&self, index: u32) -> u64 {
-        self.ssa + u64::from(index) * self.enclave().ssa_frame_bytes
+        let enclave = self.enclave();
+        enclave.base.wrapping_add(self.ossa).wrapping_add(u64::from(index) * enclave.ssa_frame_bytes)
     }
 
     fn gpr_of(&self, index: u32) -> *mut Gprsgx {
@@ -495,17 +724,24 @@ impl TcsState {
         {
             return Err(Fault::GeneralProtection);
         }
-        if self.cssa >= self.usable_frames {
-            return Err(Fault::Page(self.frame(self.cssa)));
-        }
+        self.check_frame(enclave, self.cssa)?;
         if self.entry.wrapping_sub(enclave.base) >= enclave.size {
             return Err(Fault::GeneralProtection);
         }
-        // SAFETY: the frame lies in writable pages of the enclave (usable_frames).
-        unsafe {
-            let gpr = self.gpr_of(self.cssa);
-            (&raw mut (*gpr).ursp).write(rsp);
-            (&raw mut (*gpr).urbp).write(rbp);
+        // SAFETY: two words within the frame; if it has gone meanwhile, that is noticed.
+        let stored = unsafe { asm::guarded_store(&raw mut (*self.gpr_of(self.cssa)).ursp, rsp, rbp) };
+        if stored { Ok(()) } else { Err(Fault::Page(self.frame(self.cssa))) }
+    }
+
+    /// Does the SSA frame lie in readable and writable pages?
+    fn check_frame(&mut self, enclave: &EnclaveThreads, index: u32) -> Result<(), Fault> {
+        let generation = enclave.generation.load(Ordering::SeqCst);
+        if self.frames_seen != generation || index >= self.usable_frames {
+            self.usable_frames = enclave.leaves.usable_frames(self.ossa, self.nssa);
+            self.frames_seen = generation;
+        }
+        if index >= self.usable_frames {
+            return Err(Fault::Page(self.frame(index)));
         }
         Ok(())
     }
@@ -517,19 +753,20 @@ impl TcsState {
             return gp;
         }
         let index = self.cssa - 1;
-        if index >= self.usable_frames {
-            return Err(Fault::Page(self.frame(index)));
-        }
+        self.check_frame(enclave, index)?;
         self.xsave = self.frame(index);
         self.gpr = self.gpr_of(index) as u64;
-        // SAFETY: the frame lies in readable pages of the enclave; XSAVE areas are page-aligned here.
-        let (gpr, mxcsr, header) = unsafe {
-            (
-                self.gpr_of(index).read(),
-                ((self.xsave + 24) as *const u32).read(),
-                ((self.xsave + 512) as *const [u64; 8]).read(),
-            )
+        let mut gpr = Gprsgx::default();
+        let (mut mxcsr, mut header) = (0_u32, [0_u64; 8]);
+        // SAFETY: the targets are ours; the sources lie within the frame.
+        let is_there = unsafe {
+            asm::guarded_copy((&raw mut gpr).cast(), self.gpr as *const u8, size_of::<Gprsgx>())
+                && asm::guarded_copy((&raw mut mxcsr).cast(), (self.xsave + 24) as *const u8, 4)
+                && asm::guarded_copy(header.as_mut_ptr().cast(), (self.xsave + 512) as *const u8, 64)
         };
+        if !is_there {
+            return Err(Fault::Page(self.xsave));
+        }
         // What XRSTOR of a standard-format area would fault on (SDM vol. 1, 13.8.1).
         if header[0] & !enclave.xfrm != 0 || header[1..].iter().any(|w| *w != 0) || mxcsr & !0xffff != 0 {
             return gp;
@@ -602,35 +839,34 @@ pub(super) unsafe fn aex(
     let enclave = s.enclave();
     let frame = s.frame(s.cssa);
     let slot = s.gpr_of(s.cssa);
-    // SAFETY: EENTER or ERESUME checked that this frame lies in writable pages; sizes are within it (xsave_bytes was
-    // checked against the frame's size at ECREATE).
-    let stacks = unsafe {
-        let n = enclave.xsave_bytes.min(from.xsave.len());
-        core::ptr::copy_nonoverlapping(from.xsave.as_ptr(), frame as *mut u8, n);
-        let header = (frame + 512) as *mut [u64; 8];
-        let present = (*header)[0] & enclave.xfrm;
-        header.write([present, 0, 0, 0, 0, 0, 0, 0]);
-        let mut gpr = from.gpr;
-        (gpr.ursp, gpr.urbp) = ((*slot).ursp, (*slot).urbp);
-        gpr.aexnotify = (*slot).aexnotify;
-        let reported = from.exception.filter(|e| match e.vector {
-            VECTOR_GP | VECTOR_PF => enclave.exinfo,
-            0 | 1 | 3 | 5 | VECTOR_UD | 16 | 17 | 19 => true,
-            _ => false,
-        });
-        gpr.exitinfo = reported.map_or(0, |e| {
-            let kind = if e.vector == 3 { 6 } else { 3 };
-            1 << 31 | kind << 8 | e.vector as u32
-        });
-        slot.write(gpr);
+    let before = saved_registers(s, s.cssa);
+    let reported = from.exception.filter(|e| match e.vector {
+        VECTOR_GP | VECTOR_PF => enclave.exinfo,
+        0 | 1 | 3 | 5 | VECTOR_UD | 16 | 17 | 19 => true,
+        _ => false,
+    });
+    let mut gpr = from.gpr;
+    (gpr.ursp, gpr.urbp, gpr.aexnotify) = (before.ursp, before.urbp, before.aexnotify);
+    gpr.exitinfo = reported.map_or(0, |e| {
+        let kind = if e.vector == 3 { 6 } else { 3 };
+        1 << 31 | kind << 8 | e.vector as u32
+    });
+    let present = from.xsave.get(512..520).and_then(|b| b.try_into().ok()).map_or(3, u64::from_le_bytes);
+    let header = [present & enclave.xfrm, 0, 0, 0, 0, 0, 0, 0];
+    let n = enclave.xsave_bytes.min(from.xsave.len());
+    // SAFETY: sizes are within the frame (ECREATE checked its size against XFRM's). Where the host has taken the frame
+    // away meanwhile, what would go there is lost, and ERESUME will fault.
+    unsafe {
+        asm::guarded_copy(frame as *mut u8, from.xsave.as_ptr(), n);
+        asm::guarded_copy((frame + 512) as *mut u8, header.as_ptr().cast(), 64);
+        asm::guarded_copy(slot.cast(), (&raw const gpr).cast(), size_of::<Gprsgx>());
         if let Some(e) = reported.filter(|e| enclave.exinfo && matches!(e.vector, VECTOR_GP | VECTOR_PF)) {
             // EXINFO (SDM vol. 3D, 34.9.1.2): MADDR, ERRCD, just below GPRSGX.
-            let info = slot.byte_sub(16).cast::<u64>();
-            info.write(if e.vector == VECTOR_PF { e.address } else { 0 });
-            info.add(1).write(e.code & 0xffff_ffff);
+            let address = if e.vector == VECTOR_PF { e.address } else { 0 };
+            asm::guarded_store(slot.byte_sub(16).cast(), address, e.code & 0xffff_ffff);
         }
-        (gpr.ursp, gpr.urbp)
-    };
+    }
+    let stacks = (gpr.ursp, gpr.urbp);
     let count = &s.counts[2];
     count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     s.cssa += 1;
@@ -638,13 +874,27 @@ pub(super) unsafe fn aex(
     stacks
 }
 
+/// GPRSGX of an SSA frame; where it is not there any more, one with the stack pointers of the last entry.
+fn saved_registers(s: &TcsState, index: u32) -> Gprsgx {
+    let mut gpr = Gprsgx::default();
+    // SAFETY: the target is ours; the source lies within the frame.
+    let is_there = unsafe {
+        asm::guarded_copy((&raw mut gpr).cast(), s.gpr_of(index).cast_const().cast(), size_of::<Gprsgx>())
+    };
+    if !is_there {
+        (gpr.ursp, gpr.urbp) = s.host_stacks;
+    }
+    gpr
+}
+
 /// Takes an ERESUME back whose frame was not left yet. Returns URSP and URBP.
 ///
 /// # Safety
 /// As [`aex`], and no instruction of the enclave was executed since ERESUME.
 pub(super) unsafe fn undo_resume(context: &ThreadContext, state: *mut TcsState) -> (u64, u64) {
-    // SAFETY: the thread is inside, so `busy` is its; ERESUME checked that the frame is readable.
-    let (s, gpr) = unsafe { (&mut *state, (*state).gpr_of((*state).cssa).read()) };
+    // SAFETY: the thread is inside, so `busy` is its.
+    let s = unsafe { &mut *state };
+    let gpr = saved_registers(s, s.cssa);
     s.cssa += 1;
     let count = &s.counts[1];
     count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
@@ -777,6 +1027,7 @@ impl Slot {
                 host_gs,
                 selector: AtomicU8::new(0),
                 current: AtomicPtr::new(core::ptr::null_mut()),
+                tid: AtomicI32::new(libc::gettid()),
                 armed_base: 0,
                 armed_size: 0,
                 cached: core::ptr::null(),
@@ -788,6 +1039,11 @@ impl Slot {
             if libc::sigaltstack(&raw const new, core::ptr::null_mut()) != 0 {
                 return Err(os("setting the signal stack"));
             }
+            // By this signal threads are interrupted to track changes of pages.
+            let mut interruption = core::mem::zeroed();
+            libc::sigemptyset(&raw mut interruption);
+            libc::sigaddset(&raw mut interruption, libc::SIGSYS);
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const interruption, core::ptr::null_mut());
             Ok(context)
         }
     }
@@ -838,14 +1094,15 @@ impl PageTable {
 
     fn set(&self, offset: u64, word: u64) {
         debug_assert!(((offset / PAGE) as usize) < self.bytes / 8);
-        // SAFETY: offsets are below the enclave's size; only `register` writes, before anyone reads.
-        unsafe { self.words.add((offset / PAGE) as usize).write(word) }
+        // SAFETY: offsets are below the enclave's size.
+        unsafe { &*self.words.add((offset / PAGE) as usize).cast::<AtomicU64>() }
+            .store(word, Ordering::Release);
     }
 
     fn get(&self, offset: u64) -> u64 {
         debug_assert!(((offset / PAGE) as usize) < self.bytes / 8);
         // SAFETY: as above.
-        unsafe { self.words.add((offset / PAGE) as usize).read() }
+        unsafe { &*self.words.add((offset / PAGE) as usize).cast::<AtomicU64>() }.load(Ordering::Acquire)
     }
 }
 

@@ -162,6 +162,24 @@ impl Leaves for NoLeaves {
     fn egetkey(&self, _: u64, _: u64) -> Result<Result<(), ErrorCode>, Fault> {
         Err(Fault::GeneralProtection)
     }
+    fn eaccept(&self, _: u64, _: u64, _: &EnclaveThreads) -> Result<Result<(), ErrorCode>, Fault> {
+        Err(Fault::GeneralProtection)
+    }
+    fn emodpe(&self, _: u64, _: u64) -> Result<(), Fault> {
+        Err(Fault::GeneralProtection)
+    }
+    fn eacceptcopy(&self, _: u64, _: u64, _: u64) -> Result<Result<(), ErrorCode>, Fault> {
+        Err(Fault::GeneralProtection)
+    }
+    fn settle(&self, _: u64, _: u32) -> bool {
+        false
+    }
+    fn is_valid(&self, _: u64) -> bool {
+        false
+    }
+    fn usable_frames(&self, _: u64, _: u32) -> u32 {
+        0
+    }
 }
 
 fn enclave(fast: bool) -> (Arc<EnclaveThreads>, u64) {
@@ -201,6 +219,7 @@ fn enclave_with(fast: bool, change: impl Fn(&mut TcsDescription)) -> (Arc<Enclav
             ssa_frame_bytes: 4096,
             tcs: vec![tcs],
             gate: true,
+            epoch: Arc::default(),
             leaves: Box::new(NoLeaves),
         })
         .unwrap();

@@ -71,13 +71,46 @@ unsafe extern "C" {
     /// First and last byte + 1 of this file's code: exempt from call interception.
     pub(super) static enclos_emu_text: u8;
     pub(super) static enclos_emu_text_end: u8;
+    /// A system call with three arguments, exempt from interception and without `errno`: the result or a negated error
+    /// number. Usable while the FS base is an enclave's.
+    pub(super) fn enclos_emu_call(number: i64, a: u64, b: u64, c: u64) -> i64;
+    /// See [`guarded_copy`] and [`guarded_store`].
+    fn enclos_emu_copy(to: *mut u8, from: *const u8, len: usize) -> u32;
+    fn enclos_emu_store(to: *mut u64, first: u64, second: u64) -> u32;
+    /// The instructions of both that touch memory, and where a fault of them goes on.
+    pub(super) static enclos_emu_guarded: u8;
+    pub(super) static enclos_emu_guarded_end: u8;
+    pub(super) fn enclos_emu_unreachable();
     /// The code copied into an enclave's gate page, and its length.
     pub(super) static enclos_emu_gate: u8;
     pub(super) static enclos_emu_gate_end: u8;
 }
 
+/// Copies to or from enclave memory, which the host may take away at any moment; false when it was not accessible.
+///
+/// # Safety
+/// As [`core::ptr::copy_nonoverlapping`], but that the enclave's side need not be accessible and may change meanwhile.
+pub(super) unsafe fn guarded_copy(to: *mut u8, from: *const u8, len: usize) -> bool {
+    // SAFETY: the caller's contract; faults are noticed (`signal::handle`).
+    unsafe { enclos_emu_copy(to, from, len) == 0 }
+}
+
+/// Stores two words in enclave memory; false when it was not accessible.
+///
+/// # Safety
+/// As [`guarded_copy`].
+pub(super) unsafe fn guarded_store(to: *mut u64, first: u64, second: u64) -> bool {
+    // SAFETY: as above.
+    unsafe { enclos_emu_store(to, first, second) == 0 }
+}
+
+/// Where in a gate page the way for EACCEPT begins, and where on it the `ud2` stands that leaves the rest to the fault
+/// handler: RSP points to the address after the ENCLU then.
+pub(super) const GATE_LEAF: u64 = 0x140;
+pub(super) const GATE_LEAF_TRAP: u64 = 0x138;
+
 /// Where a gate page's parameters lie, from its start: ELRANGE base, size, address of the table that maps pages of the
-/// GS base to `TcsState`s, address of `enclos_emu_eexit`.
+/// GS base to `TcsState`s, address of `enclos_emu_eexit`, of `accept`.
 pub(super) const GATE_PARAMETERS: usize = 0x100;
 
 core::arch::global_asm!(
@@ -85,7 +118,8 @@ core::arch::global_asm!(
     .text
     .p2align 12
     .global enclos_emu_text, enclos_emu_text_end, enclos_emu_enter, enclos_emu_aep, enclos_emu_exception
-    .global enclos_emu_resume, enclos_emu_resume_end
+    .global enclos_emu_resume, enclos_emu_resume_end, enclos_emu_call, enclos_emu_copy, enclos_emu_store
+    .global enclos_emu_guarded, enclos_emu_guarded_end, enclos_emu_unreachable
     .global enclos_emu_eexit, enclos_emu_trampoline, enclos_emu_restorer, enclos_emu_gate, enclos_emu_gate_end
 enclos_emu_text:
 
@@ -320,6 +354,33 @@ enclos_emu_trampoline:
     xor r8d, r8d
     jmp {handle}
 
+    # rdi = number, rsi, rdx, rcx = arguments
+enclos_emu_call:
+    mov rax, rdi
+    mov rdi, rsi
+    mov rsi, rdx
+    mov rdx, rcx
+    syscall
+    ret
+
+    # rdi = to, rsi = from, rdx = bytes
+enclos_emu_copy:
+    mov rcx, rdx
+enclos_emu_guarded:
+    rep movsb
+    xor eax, eax
+    ret
+    # rdi = to, rsi, rdx = words
+enclos_emu_store:
+    mov [rdi], rsi
+    mov [rdi + 8], rdx
+enclos_emu_guarded_end:
+    xor eax, eax
+    ret
+enclos_emu_unreachable:
+    mov eax, 1
+    ret
+
 enclos_emu_restorer:
     mov eax, 15
     syscall
@@ -345,6 +406,82 @@ enclos_emu_gate:
     jz 5f
     jmp qword ptr [rip + enclos_emu_gate + 0x118]
 5:  ud2
+    .org enclos_emu_gate + 0x138, 0xcc
+6:  ud2
+    .org enclos_emu_gate + 0x140, 0xcc
+    # EACCEPT (EAX = 5) of such a thread, called instead of the ENCLU: all registers but RAX and the flags survive, as
+    # they do on hardware. What faults is left to the fault handler, with everything as it was.
+    cmp eax, 5
+    jne 6b
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbp
+    mov rbp, rsp
+    rdgsbase rdi
+    sub rdi, [rip + enclos_emu_gate + 0x100]
+    cmp rdi, [rip + enclos_emu_gate + 0x108]
+    jae 8f
+    shr rdi, 12
+    shl rdi, 3
+    add rdi, [rip + enclos_emu_gate + 0x110]
+    mov rdi, [rdi]
+    test rdi, rdi
+    jz 8f
+    sub rsp, 256
+    and rsp, -16
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movaps [rsp + 16 * \n], xmm\n
+    .endr
+    mov rsi, rbx
+    mov rdx, rcx
+    call qword ptr [rip + enclos_emu_gate + 0x120]
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+    movaps xmm\n, [rsp + 16 * \n]
+    .endr
+    bt rax, 32
+    jc 8f
+    lea rsp, [rbp]
+    pop rbp
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    test eax, eax
+    jnz 7f
+    # All six arithmetic flags clear: the result has one bit set.
+    cmp rsp, rsp
+    push 1
+    test dword ptr [rsp], 1
+    lea rsp, [rsp + 8]
+    ret
+    # ZF set, the others clear.
+7:  pushfq
+    and qword ptr [rsp], ~0x8d5
+    or qword ptr [rsp], 0x40
+    popfq
+    ret
+8:  lea rsp, [rbp]
+    pop rbp
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    mov eax, 5
+    jmp 6b
 enclos_emu_gate_end:
 "#,
     prepare = sym super::thread::prepare,

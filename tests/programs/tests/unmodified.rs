@@ -12,21 +12,27 @@ use support::{Captured, build, builder, image, run_outside};
 fn same_inside_and_outside(source: &str) {
     let program = build(source);
     let outside = run_outside(&program);
-    let image = image(
-        &program,
-        "threads = 8\nheap = \"64 MiB\"\n[network]\nlisten = [\"127.0.0.1:0\"]\nconnect = [\"127.0.0.1:*\"]",
-    );
-    for trapping in [false, true] {
-        let (out, err) = (Captured::default(), Captured::default());
-        let mut start = builder(&image).stdout(out.clone()).stderr(err.clone());
-        if trapping {
-            start = start.on(Arc::new(Emulator::new().unwrap().trapping()));
+    for profile in ["sgx1", "sgx2"] {
+        let image = image(
+            &program,
+            &format!(
+                "threads = 8\nheap = \"64 MiB\"\nprofile = \"{profile}\"\n\
+                 [network]\nlisten = [\"127.0.0.1:0\"]\nconnect = [\"127.0.0.1:*\"]"
+            ),
+        );
+        for trapping in [false, true] {
+            let (out, err) = (Captured::default(), Captured::default());
+            let mut start = builder(&image).stdout(out.clone()).stderr(err.clone());
+            if trapping {
+                start = start.on(Arc::new(Emulator::new().unwrap().trapping()));
+            }
+            let enclave: Enclave = start.start().unwrap();
+            let status = enclave.wait();
+            let end = enclave.end();
+            assert_eq!(status.ok(), outside.status.code(), "{profile}, {trapping}: {}\n{end:?}", out.text());
+            assert_eq!(out.text(), String::from_utf8_lossy(&outside.stdout), "{profile}, {trapping}");
+            assert_eq!(err.text(), String::from_utf8_lossy(&outside.stderr), "{profile}, {trapping}");
         }
-        let enclave: Enclave = start.start().unwrap();
-        let status = enclave.wait();
-        assert_eq!(status.ok(), outside.status.code(), "{}\n{:?}", out.text(), enclave.end());
-        assert_eq!(out.text(), String::from_utf8_lossy(&outside.stdout));
-        assert_eq!(err.text(), String::from_utf8_lossy(&outside.stderr));
     }
 }
 
@@ -48,6 +54,11 @@ fn c_with_sockets() {
 #[test]
 fn rust_with_files() {
     same_inside_and_outside("files.rs");
+}
+
+#[test]
+fn c_with_memory_that_comes_and_goes() {
+    same_inside_and_outside("grow.c");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::memory::{self, PAGE};
 use crate::thread::{self, Thread, state};
 
 static APP: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static HEADERS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static TRAPS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static DEBUG: AtomicBool = AtomicBool::new(false);
 static STDIO: AtomicBool = AtomicBool::new(false);
@@ -30,6 +31,25 @@ pub fn in_application(address: u64) -> bool {
 /// Where the application's address 0 is.
 pub fn application_base() -> u64 {
     APP[0].load(Ordering::Relaxed)
+}
+
+/// Do these pages of the application belong to one writable segment? By its program headers, which are measured.
+pub fn is_application_data(at: u64, len: u64) -> bool {
+    const PT_LOAD: u32 = 1;
+    const PF_W: u32 = 2;
+    let (headers, count) = (HEADERS[0].load(Ordering::Relaxed), HEADERS[1].load(Ordering::Relaxed));
+    (0..count).any(|i| {
+        // SAFETY: the packer checked that the application has so many program headers there; they are measured and
+        // readable. Elf64_Phdr: type and flags, offset, virtual address, physical address, file size, memory size.
+        let [kind, _, address, _, _, size, _] =
+            unsafe { ((headers + 56 * i) as *const [u64; 7]).read_unaligned() };
+        let from = (application_base() + address) & !(PAGE - 1);
+        let end = (application_base() + address + size).next_multiple_of(PAGE);
+        kind as u32 == PT_LOAD
+            && (kind >> 32) as u32 & PF_W != 0
+            && at >= from
+            && at.checked_add(len).is_some_and(|e| e <= end)
+    })
 }
 
 /// Is this a debug image?
@@ -132,6 +152,8 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     }
     APP[0].store(base + image.app, Ordering::Relaxed);
     APP[1].store(base + image.app_end, Ordering::Relaxed);
+    HEADERS[0].store(base + image.app_phdr, Ordering::Relaxed);
+    HEADERS[1].store(image.app_phnum, Ordering::Relaxed);
     TRAPS[0].store(base + image.traps, Ordering::Relaxed);
     TRAPS[1].store(image.trap_count, Ordering::Relaxed);
     DEBUG.store(manifest.debug, Ordering::Relaxed);
@@ -140,7 +162,7 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     remember_rules(&LISTEN, manifest.listen);
     remember_rules(&CONNECT, manifest.connect);
     CPUS.store(given.cpus.clamp(1, threads), Ordering::Relaxed);
-    thread::initialise(base + image.thread_area, image.threads, given.frames);
+    thread::initialise(base + image.thread_area, image.threads, image.threads_present as u32, given.frames);
     me.prepare();
     crate::clock::set(&given.clock);
     // The stack lies at the bottom of the heap: below it is a page that does not exist.
@@ -149,8 +171,19 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
         return Err(refusal::START_INFO);
     }
     let stack = base + image.heap;
+    if image.heap_present > image.heap_size || image.threads_present > threads {
+        return Err(refusal::START_INFO);
+    }
+    if manifest.dynamic_memory {
+        crate::pages::set_dynamic();
+        // The part of the stack that is not in the image.
+        let absent = (image.heap_size - image.heap_present).min(stack_size) / PAGE;
+        if absent != 0 && crate::pages::bring(stack, absent).1.is_err() {
+            return Err(refusal::NO_MEMORY);
+        }
+    }
     // SAFETY: pages of the image that nothing else uses.
-    unsafe { memory::initialise(stack + stack_size, image.heap_size - stack_size) };
+    unsafe { memory::initialise(stack + stack_size, image.heap_size - stack_size, image.heap_present) };
     crate::calls::tree::initialise();
     crate::calls::descriptors::initialise();
     let table = crate::table::publish(

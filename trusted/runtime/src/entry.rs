@@ -17,6 +17,8 @@ use crate::thread::{Thread, state};
 use enclos::abi::{exit, op, refusal, thread as region};
 
 unsafe extern "C" {
+    /// Where EENTER lands.
+    pub fn enclos_entry();
     /// Leaves the enclave with an exit code and four values and returns when the host answers: the operation (RAX) and
     /// its first argument (RDX); all four arguments are in the thread data.
     pub fn enclos_switch(code: u64, a: u64, b: u64, c: u64, d: u64) -> Answer;
@@ -38,6 +40,13 @@ unsafe extern "C" {
     pub fn enclos_ereport(target_info: *const u8, report_data: *const u8, report: *mut u8);
     /// ENCLU with leaf EGETKEY; the error code of RAX.
     pub fn enclos_egetkey(key_request: *const u8, key: *mut u8) -> u64;
+    /// ENCLU with leaf EACCEPT: SECINFO, page; the error code of RAX, or [`crate::pages::FAULTED`].
+    pub fn enclos_eaccept(secinfo: *const u8, page: u64) -> u64;
+    /// The ENCLU in it, and what follows.
+    pub fn enclos_eaccept_site();
+    pub fn enclos_eaccept_done();
+    /// ENCLU with leaf EMODPE: SECINFO, page.
+    pub fn enclos_emodpe(secinfo: *const u8, page: u64);
 }
 
 /// What `enclos_switch` returns.
@@ -120,6 +129,10 @@ unsafe extern "C" fn enclos_relocate() {
 
 const ENCLU_EEXIT: u32 = 4;
 
+/// Where the second SSA frame ends, from the thread's data page: with GPRSGX, whose first field is RAX and whose RIP is 48
+/// bytes from its end (SDM vol. 3D, 34.9.1.1).
+const SECOND_FRAME_END: u64 = region::SSA - region::DATA + 2 * region::SSA_FRAME_PAGES as u64 * 4096;
+
 // AT&T-free, Intel syntax. GS base is the thread data page throughout; FS base is the application's whenever its code
 // or the runtime runs on its behalf.
 global_asm!(
@@ -185,7 +198,7 @@ global_asm!(
     .section .text.enclos_entry, "ax"
     .global enclos_entry, enclos_switch, enclos_switch_keeping, enclos_leave, enclos_leave_exception
     .global enclos_start_application, enclos_start_thread, enclos_syscall, enclos_cpuid
-    .global enclos_ereport, enclos_egetkey
+    .global enclos_ereport, enclos_egetkey, enclos_eaccept, enclos_eaccept_site, enclos_eaccept_done, enclos_emodpe
     .p2align 6
 enclos_entry:
     cld
@@ -348,16 +361,34 @@ enclos_entry:
 50: mov gs:[{exception_rip}], rcx
     mov gs:[{exception_rsp}], rsp
     mov gs:[{exception_rbp}], rbp
-    cmp eax, 1
-    jne 51f
     cmp rdi, {op_exception}
     jne 51f
+    cmp eax, 1
+    jne 52f
     rdgsbase rax
     lea rsp, [rax + {exception_stack_from_data}]
     SANITISE
+    # RSI: what became of what the exception handler asked for.
     mov rdi, rax
     call {exception}
     ud2
+    # The exception handler accepts pages too: one that is not there is an error to it, as `exception` makes it one to
+    # others. Registers are the host's; the frame was filled by the CPU.
+52: cmp eax, 2
+    jne 51f
+    rdgsbase rax
+    lea rdx, [rip + enclos_eaccept_site]
+    cmp rdx, [rax + {second_frame_rip}]
+    jne 51f
+    lea rdx, [rip + enclos_eaccept_done]
+    mov [rax + {second_frame_rip}], rdx
+    mov qword ptr [rax + {second_frame_rax}], -1
+    mov edi, {exit_resume}
+    xor esi, esi
+    xor edx, edx
+    xor r8d, r8d
+    xor r9d, r9d
+    jmp 91f
 51: mov esi, {refused_cssa}
     mov edi, {exit_refused}
     xor edx, edx
@@ -574,6 +605,28 @@ enclos_egetkey:
     .byte 0x0f, 0x01, 0xd7
     pop rbx
     ret
+enclos_emodpe:
+    push rbx
+    mov rbx, rdi
+    mov rcx, rsi
+    mov eax, 6
+    .byte 0x0f, 0x01, 0xd7
+    pop rbx
+    ret
+
+    # Padded: it comes in loops. The emulator knows it by the instruction before. The three are in one page, so that the
+    # instruction before always is.
+    .p2align 5
+enclos_eaccept:
+    push rbx
+    mov rbx, rdi
+    mov rcx, rsi
+    mov eax, 5
+enclos_eaccept_site:
+    ENCLU_PADDED
+enclos_eaccept_done:
+    pop rbx
+    ret
 
     .section .bss.enclos_entry, "aw", @nobits
     .p2align 2
@@ -599,6 +652,8 @@ enclos_ready: .long 0
     stack_top = const offset_of!(Thread, stack_top),
     stack_from_data = const region::STACK_END as i64 - region::DATA as i64,
     exception_stack_from_data = const region::EXCEPTION_STACK_END as i64 - region::DATA as i64,
+    second_frame_rip = const SECOND_FRAME_END - 48,
+    second_frame_rax = const SECOND_FRAME_END - 184,
     application_fs_from_data = const region::APPLICATION_FS - region::DATA,
     state_free = const state::FREE,
     state_running = const state::RUNNING,
@@ -612,6 +667,7 @@ enclos_ready: .long 0
     op_exception = const op::EXCEPTION,
     op_shutdown = const op::SHUTDOWN,
     exit_refused = const exit::REFUSED,
+    exit_resume = const exit::RESUME,
     exit_nested_done = const exit::NESTED_DONE,
     refused_operation = const refusal::OPERATION,
     refused_state = const refusal::STATE,

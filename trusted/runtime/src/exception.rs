@@ -1,8 +1,9 @@
 //! Entries at CSSA = 1: a thread left by an exception, and the host brings it back to find out what to do.
 //!
 //! What the program could not execute (SYSCALL, CPUID) is turned into a jump to where rewritten sites jump: the SSA
-//! frame is changed and the host told to ERESUME, so that nothing but this decision runs at CSSA = 1. Everything else
-//! ends the enclave with a report.
+//! frame is changed and the host told to ERESUME, so that nothing but this decision runs at CSSA = 1. A page fault in
+//! memory that was promised makes the host add pages, and comes here again to accept them; EACCEPT of a page that is not
+//! there returns an error. Everything else ends the enclave with a report.
 
 use core::fmt::Write;
 
@@ -11,12 +12,15 @@ use enclos::image::{TRAP_CPUID, TrapSite};
 
 use crate::entry;
 use crate::host::Frame;
+use crate::memory::{self, Fault};
 use crate::thread::Thread;
 
 /// Vector reported when the program aborts by itself.
 pub const ABORT: u32 = 0x100;
 /// Vector reported when the runtime found a bug in itself.
 pub const BUG: u32 = 0x101;
+/// Vector reported when memory does not come that the program was promised.
+pub const NO_MEMORY: u32 = 0x102;
 
 /// The general registers' part of an SSA frame (SDM vol. 3D, 34.9.1.1).
 #[derive(Clone, Copy)]
@@ -51,14 +55,22 @@ const _: () = assert!(size_of::<Gprsgx>() == 184);
 
 /// EXITINFO of a hardware exception #UD.
 const INVALID_OPCODE: u32 = 1 << 31 | 3 << 8 | 6;
+/// EXITINFO of a hardware exception #PF.
+const PAGE_FAULT: u32 = 1 << 31 | 3 << 8 | 14;
 
-/// From `enclos_entry` at CSSA = 1.
-pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
+/// From `enclos_entry` at CSSA = 1. `answer`: what the host says became of its last [`exit::AUGMENT`], 0 or an error.
+pub unsafe extern "C" fn handle(me: &'static mut Thread, answer: u64) -> ! {
     let at = core::ptr::from_mut(me) as u64 - region::DATA + region::SSA;
     let frame = (at + u64::from(region::SSA_FRAME_PAGES) * 4096 - size_of::<Gprsgx>() as u64) as *mut Gprsgx;
     // SAFETY: the first SSA frame of this thread: the CPU filled it when the thread left, and nobody else touches it
     // while the thread is at CSSA = 1.
     let gpr = unsafe { &mut *frame };
+    if gpr.rip == entry::enclos_eaccept_site as *const () as u64 {
+        // The page is not there. Or the host interrupted the thread just here and pretends so: then it is not accepted.
+        gpr.rax = crate::pages::FAULTED;
+        gpr.rip = entry::enclos_eaccept_done as *const () as u64;
+        resume();
+    }
     let in_program = crate::boot::in_application(gpr.rip);
     if gpr.exitinfo == INVALID_OPCODE && in_program && !crate::ended() {
         // SAFETY: the CPU fetched an instruction there.
@@ -80,9 +92,16 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread) -> ! {
     // EXINFO, just below GPRSGX: valid for #PF and #GP.
     // SAFETY: the same frame.
     let address = unsafe { *frame.cast::<u64>().sub(2) };
-    let vector = if gpr.exitinfo >> 31 != 0 { gpr.exitinfo & 0xff } else { u32::MAX };
+    let mut vector = if gpr.exitinfo >> 31 != 0 { gpr.exitinfo & 0xff } else { u32::MAX };
     let address = if vector == 14 { address } else { 0 };
     let rip = gpr.rip;
+    if gpr.exitinfo == PAGE_FAULT
+        && crate::pages::are_dynamic()
+        && !crate::ended()
+        && let Err(NotThere) = bring_or_go_on(me, address, answer)
+    {
+        vector = NO_MEMORY;
+    }
     let len = report(me, vector, rip, address, format_args!("{} at {}", name(vector), Place(rip)));
     // SAFETY: the enclave has ended; this thread goes no further.
     unsafe { entry::enclos_leave_exception(exit::FAULT, len, 0) }
@@ -103,6 +122,36 @@ pub fn die_of_bug(what: core::fmt::Arguments<'_>) -> ! {
     me.set_state(crate::thread::state::FREE, false);
     // SAFETY: as above.
     unsafe { entry::enclos_leave(exit::FAULT, len, 0) }
+}
+
+/// What was promised does not come. The program was told that it has this memory; there is nothing else to tell it.
+struct NotThere;
+
+/// A page fault of the program, or of the runtime on its behalf: if it touched what was promised and comes, does not
+/// return.
+fn bring_or_go_on(me: &mut Thread, address: u64, answer: u64) -> Result<(), NotThere> {
+    let (at, count) = core::mem::take(&mut me.awaited);
+    if count != 0 {
+        if answer != 0 || !memory::arrived(at, count) {
+            return Err(NotThere);
+        }
+        resume();
+    }
+    match memory::on_fault(address) {
+        Fault::Foreign => Ok(()),
+        Fault::Again { is_there } => {
+            // A page that another thread brought just now. If it is not there any more, the host took it away.
+            if !is_there || crate::pages::is_there(address & !(memory::PAGE - 1)) {
+                resume();
+            }
+            Ok(())
+        }
+        Fault::Bring(at, count) => {
+            me.awaited = (at, count);
+            // SAFETY: nothing of this entry is left behind; the next one at CSSA = 1 comes back here.
+            unsafe { entry::enclos_leave_exception(exit::AUGMENT, at, count) }
+        }
+    }
 }
 
 fn resume() -> ! {
@@ -182,6 +231,7 @@ fn name(vector: u32) -> &'static str {
         19 => "SIMD error (#XM)",
         ABORT => "aborted by the program",
         BUG => "bug in the runtime",
+        NO_MEMORY => "out of memory: pages that were promised did not come",
         _ => "exception",
     }
 }

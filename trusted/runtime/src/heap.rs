@@ -2,7 +2,8 @@
 //!
 //! Sizes up to half a page come from free lists of power-of-two blocks, larger ones are pages. Blocks never go back to
 //! the pages: what was needed once is needed again. Calls that make something ask [`has_room`] first, so that a program
-//! that has used up its heap gets ENOMEM and not the end of the enclave.
+//! that has used up its heap gets ENOMEM and not the end of the enclave. Where memory is dynamic the host may have none
+//! left long before the heap is used up: a reserve of pages that are there is kept for that.
 
 use core::alloc::{GlobalAlloc, Layout};
 
@@ -19,13 +20,42 @@ const RESERVE: u64 = 32 * PAGE;
 
 /// Is there memory for a new object of the runtime?
 pub fn has_room() -> bool {
-    memory::totals().1 > RESERVE
+    memory::totals().1 > RESERVE && reserve_is_full()
 }
 
 /// Is there memory for what a call needs while it lasts? More than for what stays, so that a file can be deleted when
 /// there is no room for another.
 pub fn has_room_for_call() -> bool {
     memory::totals().1 > RESERVE / 4
+}
+
+/// The reserve of dynamic memory: pages that are there, and how many bytes of them are not used yet.
+static KEPT: SpinLock<(u64, u64)> = SpinLock::new((0, 0));
+
+/// Fills the reserve if it is not full; false when there is nothing to fill it with.
+fn reserve_is_full() -> bool {
+    if !crate::pages::are_dynamic() || KEPT.lock().1 == RESERVE {
+        return true;
+    }
+    let Ok(fresh) = memory::map(RESERVE) else { return false };
+    let (old, left) = core::mem::replace(&mut *KEPT.lock(), (fresh, RESERVE));
+    if left != 0 {
+        let _ = memory::unmap(old, left);
+    }
+    true
+}
+
+/// Pages for the runtime; from the reserve when there are no others.
+fn take_pages(len: u64) -> Result<u64, crate::host::Errno> {
+    memory::map(len).or_else(|e| {
+        let len = len.next_multiple_of(PAGE);
+        let mut kept = KEPT.lock();
+        if kept.1 < len {
+            return Err(e);
+        }
+        kept.1 -= len;
+        Ok(kept.0 + kept.1)
+    })
 }
 
 struct Lists([usize; SIZES]);
@@ -54,11 +84,14 @@ unsafe impl GlobalAlloc for Heap {
             if layout.align() as u64 > PAGE {
                 return core::ptr::null_mut();
             }
-            return memory::map(layout.size() as u64).map_or(core::ptr::null_mut(), |at| at as *mut u8);
+            return take_pages(layout.size() as u64).map_or(core::ptr::null_mut(), |at| at as *mut u8);
         };
         let mut lists = LISTS.lock();
         if lists.0[list] == 0 {
-            let Ok(fresh) = memory::map(REFILL) else { return core::ptr::null_mut() };
+            // Bringing pages leaves the enclave: not with a lock held.
+            drop(lists);
+            let Ok(fresh) = take_pages(REFILL) else { return core::ptr::null_mut() };
+            lists = LISTS.lock();
             let size = 1_u64 << (list as u32 + SMALLEST);
             for at in (fresh..fresh + REFILL).step_by(size as usize) {
                 // SAFETY: within the fresh pages, aligned.

@@ -8,7 +8,7 @@
 //! - [`calls`]: the Linux calls, one file a family;
 //! - [`table`]: what the enclave library asks beyond Linux: parking, typed host calls, reports, keys;
 //! - [`heap`]: the runtime's own allocations;
-//! - [`thread`], [`memory`], [`clock`], [`cpu`]: what those stand on;
+//! - [`thread`], [`memory`], [`pages`], [`clock`], [`cpu`]: what those stand on;
 //! - [`host`]: the one place that touches memory of the host;
 //! - [`exception`]: entries at CSSA = 1.
 //!
@@ -35,6 +35,7 @@ mod lock;
 #[cfg(freestanding)]
 mod mem;
 mod memory;
+mod pages;
 mod table;
 mod thread;
 

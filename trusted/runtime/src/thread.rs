@@ -7,6 +7,7 @@ use enclos::abi::{ThreadSeed, exit, hostcall, op, refusal, thread as region};
 use crate::entry::{self, Registers};
 use crate::host::Errno;
 use crate::lock::SpinLock;
+use crate::memory::PAGE;
 
 /// What a thread is doing, from the point of view of who may enter its TCS.
 pub mod state {
@@ -57,6 +58,8 @@ pub struct Thread {
     pub futex_woken: AtomicBool,
     /// Requests to the host by Linux calls.
     pub requests: u64,
+    /// Pages that the host was asked to add after a page fault: address, number.
+    pub awaited: (u64, u64),
 }
 
 const _: () = assert!(size_of::<Thread>() <= (region::APPLICATION_FS - region::DATA) as usize);
@@ -66,10 +69,13 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 static AREA: AtomicU64 = AtomicU64::new(0);
 static FRAMES: AtomicU64 = AtomicU64::new(0);
 
-/// Sets up what all threads share. Before [`release`].
-pub fn initialise(area: u64, count: u32, frames: u64) {
+/// Sets up what all threads share: `count` regions, of which the first `present` are there. Before [`release`].
+pub fn initialise(area: u64, count: u32, present: u32, frames: u64) {
     AREA.store(area, Ordering::Relaxed);
     COUNT.store(count, Ordering::Relaxed);
+    for region in REGIONS.iter().take((present as usize).min(REGIONS.len())) {
+        region.store(region_state::WHOLE, Ordering::Relaxed);
+    }
     FRAMES.store(frames, Ordering::Relaxed);
 }
 
@@ -82,7 +88,7 @@ pub fn release() {
     unsafe { enclos_ready.store(1, Ordering::Release) }
 }
 
-/// Number of threads the image has.
+/// Number of threads the image can have.
 pub fn count() -> u32 {
     COUNT.load(Ordering::Relaxed)
 }
@@ -118,7 +124,13 @@ impl Thread {
     }
 }
 
-/// Data of the thread with this index, for the futex table.
+/// Indices of the threads whose regions are there.
+pub fn all() -> impl Iterator<Item = u32> {
+    let is_whole = |word: &AtomicU32| word.load(Ordering::Acquire) & region_state::WHOLE != 0;
+    (0..count()).zip(&REGIONS).filter(move |(_, word)| is_whole(word)).map(|(index, _)| index)
+}
+
+/// Data of the thread with this index, which is one of [`all`]; for the futex table.
 pub fn at(index: u32) -> *mut Thread {
     debug_assert!(index < count());
     (AREA.load(Ordering::Relaxed) + u64::from(index) * region::STRIDE + region::DATA) as *mut Thread
@@ -197,7 +209,10 @@ pub fn clone(r: &Registers) -> Result<u64, Errno> {
             (child_tid as *mut u32).write(tid);
         }
     }
-    let answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
+    let mut answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
+    if answer < 0 && crate::pages::are_dynamic() && add_region(me).is_ok() {
+        answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
+    }
     if answer < 0 {
         let mut pending = PENDING.lock();
         // The host may have refused and entered nevertheless; then the thread runs and the refusal is a lie.
@@ -207,6 +222,91 @@ pub fn clone(r: &Registers) -> Result<u64, Errno> {
         }
     }
     Ok(u64::from(tid))
+}
+
+/// Most thread regions that an image can have.
+const MAX_REGIONS: usize = 1024;
+
+/// Which pages of each region are there (a bit a page), and whether it is being made or whole.
+static REGIONS: [AtomicU32; MAX_REGIONS] = [const { AtomicU32::new(0) }; MAX_REGIONS];
+
+/// In a word of [`REGIONS`], next to pages that are no guards (page 0 and the last are).
+mod region_state {
+    /// A thread is making it.
+    pub const BEING_MADE: u32 = 1;
+    /// It has a TCS.
+    pub const WHOLE: u32 = 1 << 31;
+}
+
+/// Runs of pages of a region that are no guards: first, number.
+const REGION_RUNS: [(u64, u64); 3] = [
+    (region::STACK / PAGE, (region::STACK_END - region::STACK) / PAGE),
+    (region::EXCEPTION_STACK / PAGE, (region::EXCEPTION_STACK_END - region::EXCEPTION_STACK) / PAGE),
+    (region::DATA / PAGE, 2 + (region::NSSA * region::SSA_FRAME_PAGES) as u64),
+];
+
+/// Makes another thread region: stacks, data, SSA frames and TCS, as the packer makes those of the image.
+///
+/// # Errors
+/// EAGAIN when the image permits no more, ENOMEM when the host gives no pages. What it gave is used the next time.
+fn add_region(me: &Thread) -> Result<(), Errno> {
+    let all = REGIONS.iter().take(count() as usize).enumerate();
+    let mine = |word: &AtomicU32| {
+        word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |is| {
+            (is & (region_state::BEING_MADE | region_state::WHOLE) == 0)
+                .then_some(is | region_state::BEING_MADE)
+        })
+        .is_ok()
+    };
+    let (index, word) = all.into_iter().find(|(_, word)| mine(word)).ok_or(Errno::AGAIN)?;
+    if let Err(e) = fill_region(index as u64, word, me.seed.info_offset) {
+        // With all its pages there, it is the TCS that failed: in what state that page is, nobody knows.
+        let pages = REGION_RUNS.iter().map(|(_, pages)| *pages as u32).sum::<u32>();
+        if (word.load(Ordering::Acquire) & !region_state::BEING_MADE).count_ones() < pages {
+            word.fetch_and(!region_state::BEING_MADE, Ordering::AcqRel);
+        }
+        return Err(e);
+    }
+    // Before anybody can be inside: who waits there is to be found.
+    word.store(region_state::WHOLE, Ordering::Release);
+    // What the host makes of this shows when it is asked for a thread.
+    crate::host::call_keeping(Thread::current(), hostcall::THREAD_READY, index as u64, 0, 0);
+    Ok(())
+}
+
+fn fill_region(index: u64, word: &AtomicU32, info_offset: u64) -> Result<(), Errno> {
+    let at = AREA.load(Ordering::Relaxed) + index * region::STRIDE;
+    for (first, pages) in REGION_RUNS {
+        // A page is never accepted twice: those that are there from an attempt before are skipped.
+        for page in (first..first + pages).filter(|p| word.load(Ordering::Acquire) >> p & 1 == 0) {
+            let rest =
+                (page..first + pages).take_while(|p| word.load(Ordering::Acquire) >> p & 1 == 0).count();
+            let (there, outcome) = crate::pages::bring(at + page * PAGE, rest as u64);
+            let bits = ((1_u64 << there) - 1) << page;
+            word.fetch_or(bits as u32, Ordering::AcqRel);
+            outcome?;
+        }
+    }
+    let base = entry::enclave_base();
+    let data_offset = at + region::DATA - base;
+    let seed = ThreadSeed { index, data_offset, info_offset };
+    // The fields of a TCS by byte offset (SDM vol. 3D, 34.8): OSSA, NSSA, OENTRY, OFSBASE, OGSBASE, the limits.
+    let fields: [(u64, u64); 6] = [
+        (16, at + region::SSA - base),
+        (24, u64::from(region::NSSA) << 32),
+        (32, entry::enclos_entry as *const () as u64 - base),
+        (48, at + region::INITIAL_FS - base),
+        (56, data_offset),
+        (64, 0xfff << 32 | 0xfff),
+    ];
+    // SAFETY: pages that were just accepted: zero, writable, and nobody else's before the TCS is there.
+    unsafe {
+        ((at + region::DATA) as *mut ThreadSeed).write(seed);
+        for (offset, value) in fields {
+            ((at + region::TCS + offset) as *mut u64).write(value);
+        }
+    }
+    crate::pages::make_tcs(at + region::TCS)
 }
 
 /// Entry of [`op::THREAD`]: runs a thread that waits to be started, if there is one.

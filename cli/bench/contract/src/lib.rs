@@ -1,6 +1,8 @@
 //! What crosses the boundary of the benchmark enclave, and the work that both sides do.
 #![forbid(unsafe_code)]
 
+use std::time::Instant;
+
 /// What the host times. Methods with a count repeat inside what is to be measured, so that the call itself does not
 /// show.
 #[enclos::interface]
@@ -15,6 +17,8 @@ pub trait Bench {
     fn linux_calls(&self, count: u32) -> u64;
     /// [`compute`].
     fn compute(&self, rounds: u32) -> u64;
+    /// [`grow`].
+    fn grow(&self, mebibytes: u32) -> Option<(u64, u64)>;
 }
 
 /// Served by the host.
@@ -47,4 +51,29 @@ pub fn compute(rounds: u32) -> u64 {
         state = state.wrapping_add(table[(at * 7 + 1) % TABLE]) | 1;
     }
     table.iter().fold(state, |sum, word| sum.wrapping_add(*word))
+}
+
+/// Asks for so much memory in one piece, then uses it page by page, and gives it back. How long that took, and the longest
+/// that a single step took, in nanoseconds; `None`: there is not so much.
+pub fn grow(mebibytes: u32) -> Option<(u64, u64)> {
+    const PAGE: usize = 4096;
+    let bytes = mebibytes as usize * 1024 * 1024;
+    let nanoseconds = |from: Instant, to: Instant| to.duration_since(from).as_nanos() as u64;
+    let started = Instant::now();
+    let (mut last, mut longest) = (started, 0);
+    let mut step = || {
+        let now = Instant::now();
+        longest = longest.max(nanoseconds(last, now));
+        last = now;
+    };
+    let mut memory: Vec<u8> = Vec::new();
+    memory.try_reserve_exact(bytes).ok()?;
+    step();
+    while memory.len() < bytes {
+        memory.resize(memory.len() + PAGE, 1);
+        step();
+    }
+    drop(std::hint::black_box(memory));
+    step();
+    Some((nanoseconds(started, last), longest))
 }

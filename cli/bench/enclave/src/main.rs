@@ -1,7 +1,7 @@
 //! The benchmark enclave.
 #![forbid(unsafe_code)]
 
-use enclos_bench::{Bench, BenchServer, HostClient, compute};
+use enclos_bench::{Bench, BenchServer, HostClient, compute, grow};
 use enclos_enclave::{HostTransport, host};
 
 fn main() -> Result<(), enclos_enclave::ServeError> {
@@ -28,5 +28,9 @@ impl Bench for Measured {
 
     fn compute(&self, rounds: u32) -> u64 {
         compute(rounds)
+    }
+
+    fn grow(&self, mebibytes: u32) -> Option<(u64, u64)> {
+        grow(mebibytes)
     }
 }

@@ -121,7 +121,7 @@ pub fn wake(at: u64, most: u32, bits: u32) -> u64 {
             if *waiters == 0 {
                 break;
             }
-            for i in 0..thread::count() {
+            for i in thread::all() {
                 if batch == woken.len() || rest == 0 {
                     break;
                 }
@@ -171,7 +171,7 @@ fn requeue(at: u64, to: u64, wake_most: u32, move_most: u32, expected: Option<u3
         if expected.is_some_and(|v| word(at).load(Ordering::SeqCst) != v) {
             return Err(Errno::AGAIN);
         }
-        for i in 0..thread::count() {
+        for i in thread::all() {
             let t = thread::at(i);
             if n < (wake_most as usize).min(woken.len()) {
                 if wake_one(i, at, MATCH_ANY, &mut waiters) {

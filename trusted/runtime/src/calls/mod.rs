@@ -159,7 +159,7 @@ fn dispatch(r: &Registers) -> Outcome {
         7 => poll::poll(me, a, b, poll::milliseconds(c)),
         8 => files::seek(a, b, c),
         9 => memory::mmap([a, b, c, d, e, f]),
-        10 => memory::mprotect(a, b),
+        10 => memory::mprotect(a, b, c),
         11 => crate::memory::unmap(a, b).map(|()| 0),
         12 => Ok(crate::memory::set_break(a)),
         13 => threads::sigaction(a, c),
