@@ -32,7 +32,8 @@ const RUN: usize = 16;
 const GROWTH: u32 = 256;
 /// Places kept for what must be written along: pointers, inodes, directories.
 const MARGIN: u32 = 64;
-/// Places that removing may use of these.
+/// Places that writing over what is there may use of these, and removing: a full disk stops what needs more of it first.
+const OVERWRITING: u32 = 24;
 const REMOVING: u32 = 48;
 /// Blocks under one key: GCM's nonces are a counter of 32 bits (SP 800-38D, 8.3).
 const MOST_PER_KEY: u32 = u32::MAX;
@@ -381,7 +382,8 @@ impl<P: Platform> Volume<P> {
     fn write_piece(&mut self, inode: u32, block: u64, within: usize, from: &[u8]) -> Result<(), Error> {
         let key = (inode, 0, block);
         if !self.dirty.contains(&key) {
-            self.ensure_places(2, MARGIN)?;
+            let is_there = block * (BLOCK as u64) < self.inode(inode)?.size;
+            self.ensure_places(2, if is_there { MARGIN - OVERWRITING } else { MARGIN })?;
         }
         self.raise(inode, block + 1)?;
         let is_whole = from.len() == BLOCK;
