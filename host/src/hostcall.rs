@@ -96,6 +96,7 @@ impl Shared {
             hostcall::FREE => self.memory.free(a).map(|()| 0),
             hostcall::LOG => self.log(slot, a, b),
             hostcall::SOCKET..=hostcall::POLL => self.network(slot, number, a, b, c),
+            hostcall::FILE_MOUNT..=hostcall::FILE_CLOSE => self.files(slot, number, a, b, c),
             _ => Err(libc::ENOSYS),
         })
     }

@@ -117,8 +117,7 @@ impl RootHeader {
         if b[14..16] != [0; 2] || b[76..] != [0; 4] {
             return Err(Error::NotAuthentic);
         }
-        let versions =
-            Versions { isv_svn: u16::from_le_bytes([b[12], b[13]]), cpu_svn: array(&b[16..32]) };
+        let versions = Versions { isv_svn: u16::from_le_bytes([b[12], b[13]]), cpu_svn: array(&b[16..32]) };
         let key = KeyRequest { policy, versions, key_id: array(&b[32..64]) };
         Ok(Self { key, nonce: array(&b[64..76]) })
     }

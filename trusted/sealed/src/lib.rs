@@ -177,7 +177,9 @@ pub enum Error {
     )]
     Failed,
     /// A block is not what was written there.
-    #[error("`{file}` was altered, cut short or exchanged at byte {at}: restore the directory from a backup, whole")]
+    #[error(
+        "`{file}` was altered, cut short or exchanged at byte {at}: restore the directory from a backup, whole"
+    )]
     Altered {
         /// Which of the host's files.
         file: HostFile,
@@ -191,7 +193,9 @@ pub enum Error {
         file: HostFile,
     },
     /// One of the two files is not there.
-    #[error("`{file}` is missing or empty, though the other file is there: restore the directory from a backup, whole")]
+    #[error(
+        "`{file}` is missing or empty, though the other file is there: restore the directory from a backup, whole"
+    )]
     Missing {
         /// Which of the host's files.
         file: HostFile,
@@ -217,7 +221,9 @@ pub enum Error {
     #[error("sealed under a newer CPU security version than the present one: update the microcode")]
     FromNewerPlatform,
     /// Sealed under the other policy.
-    #[error("sealed with policy {found}, the manifest says {wanted}: keep the policy, or begin with an empty directory")]
+    #[error(
+        "sealed with policy {found}, the manifest says {wanted}: keep the policy, or begin with an empty directory"
+    )]
     Policy {
         /// That of the root.
         found: Policy,

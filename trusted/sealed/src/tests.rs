@@ -428,9 +428,7 @@ fn two_versions() -> (Host, [BTreeMap<HostFile, Vec<u8>>; 2]) {
     let mut v = host.open().unwrap();
     write(&mut v, "file", 0, &[1; 50_000]).unwrap();
     v.commit().unwrap();
-    let files = |h: &Host| -> BTreeMap<_, _> {
-        h.disk.borrow().seen.clone()
-    };
+    let files = |h: &Host| -> BTreeMap<_, _> { h.disk.borrow().seen.clone() };
     let first = files(&host);
     write(&mut v, "file", 0, &[2; 50_000]).unwrap();
     v.commit().unwrap();

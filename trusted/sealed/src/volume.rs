@@ -535,12 +535,8 @@ impl<P: Platform> Volume<P> {
         self.write_out()?;
         self.platform.sync(HostFile::Blocks).map_err(|e| self.fail(HostFile::Blocks, "sync", e))?;
         let generation = self.generation + 1;
-        let body = RootBody {
-            volume: self.volume,
-            generation,
-            blocks: self.places.total,
-            inodes: self.table,
-        };
+        let body =
+            RootBody { volume: self.volume, generation, blocks: self.places.total, inodes: self.table };
         let (root, digest) = self.seal_root(&body)?;
         let at = generation % 2 * BLOCK as u64;
         self.platform.write(HostFile::Root, at, &root).map_err(|e| self.fail(HostFile::Root, "write", e))?;
@@ -571,9 +567,8 @@ impl<P: Platform> Volume<P> {
         let additional = [&header[..], &self.path].concat();
         let mut sealed = Zeroizing::new(body.to_bytes());
         let cipher = &self.root_key.cipher;
-        let encrypt = || {
-            cipher.encrypt_inout_detached(&Nonce::from(nonce), &additional, sealed.as_mut_slice().into())
-        };
+        let encrypt =
+            || cipher.encrypt_inout_detached(&Nonce::from(nonce), &additional, sealed.as_mut_slice().into());
         let tag = self.platform.with_vectors(encrypt).map_err(|_| Error::TooLarge)?;
         let mut root = [0; ROOT];
         root[..ROOT_HEADER].copy_from_slice(&header);
@@ -908,7 +903,8 @@ impl<P: Platform> Volume<P> {
         let mut written = 0;
         while outcome.is_ok() && written < new.len() {
             let from = new[written].block;
-            let len = (written..new.len()).take_while(|i| new[*i].block == from + (*i - written) as u32).count();
+            let len =
+                (written..new.len()).take_while(|i| new[*i].block == from + (*i - written) as u32).count();
             let bytes = &self.run[written * BLOCK..(written + len) * BLOCK];
             match self.platform.write(HostFile::Blocks, u64::from(from) * BLOCK as u64, bytes) {
                 Ok(()) => written += len,
@@ -957,7 +953,8 @@ impl<P: Platform> Volume<P> {
         let at = u64::from(pointer.block) * BLOCK as u64;
         let altered = Error::Altered { file: HostFile::Blocks, at };
         let mut bytes = self.fresh()?;
-        let n = self.platform.read(HostFile::Blocks, at, &mut bytes[..]).map_err(reading(HostFile::Blocks))?;
+        let n =
+            self.platform.read(HostFile::Blocks, at, &mut bytes[..]).map_err(reading(HostFile::Blocks))?;
         if n != BLOCK {
             return Err(altered);
         }
@@ -1045,10 +1042,14 @@ impl<P: Platform> Volume<P> {
         }
         for is_last in [false, true] {
             let wanted = self.dirty.len() as u32 * 2 + more + margin;
-            let Some(missing) = wanted.checked_sub(self.places.free).filter(|m| *m != 0) else { return Ok(()) };
+            let Some(missing) = wanted.checked_sub(self.places.free).filter(|m| *m != 0) else {
+                return Ok(());
+            };
             match self.grow(missing.max(GROWTH)).or_else(|_| self.grow(missing)) {
                 // Places that the last root needs are free after the next one.
-                Err(Error::NoSpace) if !is_last && self.is_changed && self.generation != 0 => self.commit()?,
+                Err(Error::NoSpace) if !is_last && self.is_changed && self.generation != 0 => {
+                    self.commit()?
+                }
                 outcome => return outcome,
             }
         }
@@ -1205,11 +1206,7 @@ struct Roots;
 
 impl Roots {
     /// The last root that was made durable; `None`: there is no volume.
-    fn read(
-        platform: &mut impl Platform,
-        policy: Policy,
-        path: &[u8],
-    ) -> Result<Option<Found>, Error> {
+    fn read(platform: &mut impl Platform, policy: Policy, path: &[u8]) -> Result<Option<Found>, Error> {
         let mut found: Option<Found> = None;
         let (mut is_empty, mut failure) = (true, Error::NotAuthentic);
         for at in [0, BLOCK as u64] {
