@@ -49,6 +49,9 @@ pub struct Mount {
     told: AtomicU32,
 }
 
+const NOT_GIVEN: &str =
+    "the host gave no directory for it: `enclos run --mount PATH=DIRECTORY`, or Builder::mount";
+
 static MOUNTS: SpinLock<&'static [Mount]> = SpinLock::new(&[]);
 
 /// What stat tells of something mounted.
@@ -275,7 +278,16 @@ impl Mount {
             | Error::FromNewerPlatform
             | Error::Policy { .. }
             | Error::Version { .. } => Errno::ACCES,
-            Error::Host { errno, what: "open", .. } => Errno(*errno),
+            Error::Host { errno, what: "open", .. } => {
+                match Errno(*errno) {
+                    Errno::NODEV => self.tell(format_args!("{NOT_GIVEN}")),
+                    Errno::BUSY => {
+                        self.tell(format_args!("another enclave has these files open: end it first"))
+                    }
+                    _ => self.tell(format_args!("{error}")),
+                }
+                return Errno(*errno);
+            }
             _ => Errno::IO,
         };
         self.tell(format_args!("{error}"));
@@ -316,7 +328,7 @@ impl Mount {
         drop(directory);
         opened.map(u64::from).inspect_err(|e| {
             if *e == Errno::NODEV {
-                self.tell(format_args!("the host gave no directory for it"));
+                self.tell(format_args!("{NOT_GIVEN}"));
             }
         })
     }
