@@ -113,7 +113,7 @@ impl Shared {
                 again(|| Ok(unsafe { libc::pwrite(fd, slot.frame as *const _, len(b)?, at) }))
             }
             hostcall::FILE_SYNC => {
-                if status(fd)?.st_nlink == 0 {
+                if b == 1 && status(fd)?.st_nlink == 0 {
                     return Err(libc::ESTALE);
                 }
                 // SAFETY: no memory is involved.

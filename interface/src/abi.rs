@@ -197,7 +197,7 @@ pub mod hostcall {
     pub const FILE_READ: u64 = 50;
     /// pwrite(handle a, b bytes of the start of the frame, offset c). Result: bytes written.
     pub const FILE_WRITE: u64 = 51;
-    /// fdatasync(handle a). -ESTALE: the file is no longer in any directory. Result 0.
+    /// fdatasync(handle a). With b = 1, -ESTALE where the file is no longer in any directory. Result 0.
     pub const FILE_SYNC: u64 = 52;
     /// ftruncate(handle a, b bytes). Result 0.
     pub const FILE_RESIZE: u64 = 53;

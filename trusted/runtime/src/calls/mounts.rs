@@ -398,7 +398,7 @@ impl Mounted {
     pub fn sync(&self) -> Outcome {
         match self.what {
             What::Sealed { .. } => self.mount.with(|v| v.commit()).map(|()| 0),
-            What::Host { handle } => sync_host(handle),
+            What::Host { handle } => sync_host(handle, false),
         }
     }
 
@@ -523,10 +523,12 @@ pub fn write_host(handle: u32, at: u64, from: &[u8]) -> Result<usize, Errno> {
         .map(|n| n as usize)
 }
 
-/// fdatasync(2) by the host.
-pub fn sync_host(handle: u32) -> Outcome {
+/// fdatasync(2) by the host; ESTALE where the file must be in a directory and is in none.
+pub fn sync_host(handle: u32, must_be_linked: bool) -> Outcome {
     let me = Thread::current();
-    host::checked(host::call_keeping(me, hostcall::FILE_SYNC, u64::from(handle), 0, 0), 0)
+    let answer =
+        host::call_keeping(me, hostcall::FILE_SYNC, u64::from(handle), u64::from(must_be_linked), 0);
+    host::checked(answer, 0)
 }
 
 /// close(2) by the host. Nothing can be done about one that keeps it open.

@@ -81,7 +81,7 @@ impl Platform for Store {
     }
 
     fn sync(&mut self, file: HostFile) -> Result<(), i32> {
-        mounts::sync_host(self.handle(file)).map(drop).map_err(|e| e.0)
+        mounts::sync_host(self.handle(file), true).map(drop).map_err(|e| e.0)
     }
 
     fn reserve(&mut self, file: HostFile, len: u64) -> Result<(), i32> {
