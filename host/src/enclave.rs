@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use crate::aesm::Aesm;
 use crate::call::EnclaveTransport;
 use crate::clock::Clock;
 use crate::entry::{self, Entry, Evict, Leaf, Left, Registers};
+use crate::files::Files;
 use crate::hostcall::HostCall;
 use crate::load::{self, ImageSource, LoadError};
 use crate::memory::{Mapping, UntrustedMemory};
@@ -120,6 +122,14 @@ pub enum StartError {
         /// Its error.
         source: std::io::Error,
     },
+    /// A directory given for a mount cannot be opened.
+    #[error("cannot open the directory {} for a mount: {source}; make it, or give another one", directory.display())]
+    Mount {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// An argument or environment entry has a NUL byte.
     #[error("`{entry}` contains a NUL byte: leave it out")]
     Nul {
@@ -139,6 +149,7 @@ pub struct Builder {
     machine: Option<Arc<dyn Platform>>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    mounts: Vec<(String, PathBuf)>,
     services: Router,
     limits: Limits,
     io: Io,
@@ -193,6 +204,13 @@ impl Builder {
     #[must_use]
     pub fn envs(mut self, all: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>) -> Self {
         self.env.extend(all.into_iter().map(|(n, v)| (n.into(), v.into())));
+        self
+    }
+
+    /// Gives a directory for the mount at this path in the enclave's manifest. The enclave reaches nothing outside of it.
+    #[must_use]
+    pub fn mount(mut self, path: impl Into<String>, directory: impl Into<PathBuf>) -> Self {
+        self.mounts.push((path.into(), directory.into()));
         self
     }
 
@@ -267,6 +285,8 @@ impl Builder {
         if !services.contracts().any(|c| c.hash == QuotingServer::<Aesm>::CONTRACT.hash) {
             services.add(QuotingServer::new(Aesm::default_for(machine.kind())));
         }
+        let files = Files::open(&self.mounts)
+            .map_err(|(directory, source)| StartError::Mount { directory, source })?;
         let file = self.image.read()?;
         let loaded = load::load(&file, machine.as_ref())?;
         drop(file);
@@ -310,6 +330,7 @@ impl Builder {
             end_seen: (Mutex::new(()), Condvar::new()),
             services,
             sockets: Sockets::default(),
+            files,
             memory: UntrustedMemory::new(frames, self.limits.untrusted_memory),
             clock,
             io: self.io,
@@ -383,6 +404,7 @@ impl Enclave {
             machine: None,
             args: Vec::new(),
             env: Vec::new(),
+            mounts: Vec::new(),
             services: Router::new(),
             limits: Limits::default(),
             io: Io {
@@ -517,6 +539,7 @@ pub(crate) struct Shared {
     end_seen: (Mutex<()>, Condvar),
     pub(crate) services: Router,
     pub(crate) sockets: Sockets,
+    pub(crate) files: Files,
     pub(crate) memory: UntrustedMemory,
     pub(crate) clock: Clock,
     pub(crate) io: Io,

@@ -115,6 +115,7 @@ impl Shared {
             hostcall::MAKE_TCS => self
                 .change_pages(a, b, |memory, offset, count| memory.modify_type(offset, count, PageType::Tcs)),
             hostcall::THREAD_READY => self.thread_is_ready(a),
+            hostcall::FILE_MOUNT..=hostcall::FILE_CLOSE => self.files(slot, number, a, b, c),
             _ => Err(libc::ENOSYS),
         })
     }

@@ -31,6 +31,7 @@ mod call;
 mod clock;
 mod enclave;
 mod entry;
+mod files;
 mod hostcall;
 mod load;
 mod memory;

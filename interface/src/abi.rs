@@ -206,6 +206,70 @@ pub mod hostcall {
     pub const MAKE_TCS: u64 = 52;
     /// The thread region of index a can be entered now: its TCS was accepted. Result 0.
     pub const THREAD_READY: u64 = 53;
+
+    // Files of the host's directories that were given for mounts of the manifest. Paths are relative to the mount's
+    // directory, without NUL, and stand at the start of the frame; the host follows none that leads out of it. Handles
+    // are of another table than those of sockets.
+
+    /// The directory given for the mount whose path of a bytes stands in the frame. Result: a handle; -ENODEV: none was
+    /// given.
+    pub const FILE_MOUNT: u64 = 64;
+    /// open(mount a, path of b bytes, c = Linux's flags | permissions << 32, and [`super::OPEN_LOCKED`]). Result: handle.
+    pub const FILE_OPEN: u64 = 65;
+    /// pread(handle a, at most b bytes, offset c) to the start of the frame. Result: bytes read.
+    pub const FILE_READ: u64 = 66;
+    /// pwrite(handle a, b bytes of the start of the frame, offset c). Result: bytes written.
+    pub const FILE_WRITE: u64 = 67;
+    /// fdatasync(handle a). With b = 1, -ESTALE where the file is no longer in any directory. Result 0.
+    pub const FILE_SYNC: u64 = 68;
+    /// ftruncate(handle a, b bytes). Result 0.
+    pub const FILE_RESIZE: u64 = 69;
+    /// posix_fallocate(handle a, from 0, b bytes). Result 0.
+    pub const FILE_RESERVE: u64 = 70;
+    /// fstat(handle a): the frame receives a [`FileStatus`](super::FileStatus). Result 0.
+    pub const FILE_STATUS: u64 = 71;
+    /// getdents64(handle a), from the beginning if b = 0: the frame receives `struct linux_dirent64`s. Result: bytes; 0
+    /// at the end.
+    pub const FILE_LIST: u64 = 72;
+    /// unlink(mount a, path of b bytes), rmdir if c = 1. Result 0.
+    pub const FILE_REMOVE: u64 = 73;
+    /// rename(mount a, path of b bytes, path of c bytes after it), without replacing where b >> 32 = 1. Result 0.
+    pub const FILE_RENAME: u64 = 74;
+    /// mkdir(mount a, path of b bytes, permissions c). Result 0.
+    pub const FILE_MAKE_DIRECTORY: u64 = 75;
+    /// Closes handle a. Result 0.
+    pub const FILE_CLOSE: u64 = 76;
+}
+
+/// With [`hostcall::FILE_OPEN`]: take the file for this enclave alone; -EBUSY where another has it.
+pub const OPEN_LOCKED: u64 = 1 << 63;
+
+/// What the host says of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FileStatus {
+    /// st_ino.
+    pub inode: u64,
+    /// st_size.
+    pub size: u64,
+    /// st_mtime in nanoseconds.
+    pub modified: u64,
+    /// st_mode.
+    pub mode: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// [`RuntimeTable::sealed_state`]: what tells a durable state of sealed files from all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SealedState {
+    /// Random, fixed when the files were first made.
+    pub volume: [u8; 16],
+    /// How often something was made durable.
+    pub generation: u64,
+    /// Depends on every byte that is durable.
+    pub digest: [u8; 16],
 }
 
 /// [`RuntimeTable::next_call`] has a call to deliver.
@@ -435,6 +499,9 @@ pub struct RuntimeTable {
     pub manifest_len: u64,
     /// [`StartInfo::platform`] as alleged by the host.
     pub platform: u64,
+    /// The state of the sealed files mounted at a path of `len` bytes. Returns 0 or a negated Linux error number: ENOENT
+    /// where none are mounted, EIO or EACCES where they do not open.
+    pub sealed_state: extern "C" fn(path: *const u8, len: u64, out: *mut SealedState) -> i64,
 }
 
 /// A host that passes an environment variable of this name asks for the counters when the program exits. It gets them,

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the encoding; first field of a manifest.
-pub const MANIFEST_VERSION: u32 = 2;
+pub const MANIFEST_VERSION: u32 = 3;
 
 /// The manifest as it stands in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,75 @@ pub struct Manifest<'a> {
     pub listen: &'a str,
     /// Addresses that may be connected to or sent to: likewise.
     pub connect: &'a str,
+    /// Directories of the host and where they are seen: [mounts](Mount), newline-separated.
+    pub mounts: &'a str,
+}
+
+/// A directory of the host that programs inside see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mount<'a> {
+    /// Where: an absolute path without `.`, `..`, doubled or trailing slashes.
+    pub path: &'a str,
+    /// What is in it.
+    pub kind: MountKind,
+}
+
+/// What a mounted directory has in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MountKind {
+    /// Sealed files, for this very image.
+    SealedImage,
+    /// Sealed files, for images of this signer and product.
+    SealedSigner,
+    /// The host's own files, to be read. Untrusted.
+    HostReadOnly,
+    /// The host's own files. Untrusted.
+    HostWritable,
+}
+
+impl MountKind {
+    const WORDS: [(&'static str, Self); 4] = [
+        ("sealed-image", Self::SealedImage),
+        ("sealed-signer", Self::SealedSigner),
+        ("host-read-only", Self::HostReadOnly),
+        ("host-writable", Self::HostWritable),
+    ];
+
+    /// As it stands in a manifest.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, k)| *k == self).map_or("", |(word, _)| word)
+    }
+
+    /// Is it sealed?
+    pub fn is_sealed(self) -> bool {
+        matches!(self, Self::SealedImage | Self::SealedSigner)
+    }
+}
+
+impl<'a> Mount<'a> {
+    /// Longest path in bytes.
+    pub const MAX_PATH: usize = 1024;
+
+    /// Reads an item of [`Manifest::mounts`]: kind, a space, path. `None`: it is none.
+    pub fn parse(item: &'a str) -> Option<Self> {
+        let (word, path) = item.split_once(' ')?;
+        let (_, kind) = MountKind::WORDS.iter().find(|(w, _)| *w == word)?;
+        Self::is_path(path).then_some(Self { path, kind: *kind })
+    }
+
+    /// Can something be mounted at this path?
+    pub fn is_path(path: &str) -> bool {
+        let sound = |name: &str| {
+            (1..=255).contains(&name.len()) && name != "." && name != ".." && !name.contains(char::is_control)
+        };
+        path.len() <= Self::MAX_PATH && path.strip_prefix('/').is_some_and(|p| p.split('/').all(sound))
+    }
+}
+
+impl core::fmt::Display for Mount<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} {}", self.kind.word(), self.path)
+    }
 }
 
 impl<'a> Manifest<'a> {

@@ -277,6 +277,7 @@ fn say(path: &Path, i: &Inspection) {
     row("output", format_args!("see standard output and error: {}", may(m.stdio)));
     row("environment", list(&m.env));
     row("services", list(&m.services));
+    row("mounts", list(&m.mounts));
     row("may listen on", list(&m.listen));
     row("may connect to", list(&m.connect));
     if !m.fixed_env.is_empty() {

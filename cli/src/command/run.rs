@@ -22,6 +22,7 @@ Examples:
   enclos run                          the project in this folder
   enclos run examples/vault -- list   arguments after -- go to the program
   enclos run --platform hardware      only on SGX hardware, or an error
+  enclos run --mount /data=/srv/data  the host's directory for a mount of the manifest; may be repeated
   enclos run --stats                  say at the end what entered and left, and which Linux calls were made
 
 A project with a host crate (`host/`) runs that program, with ENCLOS_IMAGE naming the image and ENCLOS_PLATFORM the
@@ -43,6 +44,10 @@ pub(crate) struct Args {
     /// were answered inside or needed the host
     #[arg(long)]
     stats: bool,
+    /// Of a project without a host program: the directory for a mount of the manifest. Sealed mounts have one below
+    /// .enclos/mounts in the project's folder if none is given
+    #[arg(long, value_name = "PATH=DIRECTORY", value_parser = parse_mount)]
+    mount: Vec<(String, PathBuf)>,
     /// Arguments of the program
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -64,8 +69,14 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         Some(_) if args.stats => Err(Error::Usage(
             "--stats is for projects without a host program; a host program asks Enclave::statistics() itself".into(),
         )),
+        Some(_) if !args.mount.is_empty() => Err(Error::Usage(
+            "--mount is for projects without a host program; a host program calls Builder::mount itself".into(),
+        )),
         Some(host) => run_host(host, &built, platform, aesm.as_ref(), args, ui),
-        None => run_inside(&built, platform, aesm.as_ref(), args, ui),
+        None => {
+            let mounts = mounts(&project, &args.mount)?;
+            run_inside(&built, platform, aesm.as_ref(), mounts, args, ui)
+        }
     }
 }
 
@@ -118,9 +129,13 @@ fn run_inside(
     built: &Built,
     platform: PlatformChoice,
     aesm: Option<&PrivateAesm>,
+    mounts: Vec<(String, PathBuf)>,
     args: &Args,
     ui: Ui,
 ) -> Outcome {
+    for (path, directory) in &mounts {
+        ui.status("mount", format_args!("{path} from {}", directory.display()));
+    }
     ui.status("running", built.path.display());
     let linux = Arc::new(Mutex::new(Vec::new()));
     let seen = linux.clone();
@@ -131,6 +146,9 @@ fn run_inside(
         .stdin(BufReader::new(io::stdin()));
     if let Some(aesm) = aesm {
         builder = builder.service(QuotingServer::new(aesm.client()));
+    }
+    for (path, directory) in mounts {
+        builder = builder.mount(path, directory);
     }
     if args.stats {
         builder = builder.env(REPORT_VARIABLE, "1").log(move |level, text| match parse_linux_calls(text) {
@@ -146,6 +164,44 @@ fn run_inside(
         say_statistics(&enclave, calls, ui);
     }
     Ok(ExitCode::from(status? as u8))
+}
+
+fn parse_mount(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((path, directory)) if path.starts_with('/') && !directory.is_empty() => {
+            Ok((path.to_owned(), directory.into()))
+        }
+        _ => Err("write the mount's path, an equals sign and a directory: /data=/srv/data".to_owned()),
+    }
+}
+
+/// The directories for a project's mounts: those given, and default ones for sealed files, which are made.
+fn mounts(project: &Project, given: &[(String, PathBuf)]) -> Result<Vec<(String, PathBuf)>, Error> {
+    let wanted = &project.config.mounts;
+    if let Some((path, _)) = given.iter().find(|(path, _)| !wanted.iter().any(|m| &m.path == path)) {
+        return Err(Error::Usage(format!(
+            "enclos.toml has no mount {path}; it has: {}",
+            wanted.iter().map(|m| m.path.as_str()).collect::<Vec<_>>().join(", ")
+        )));
+    }
+    let mut all = Vec::new();
+    for mount in wanted {
+        let directory = match given.iter().find(|(path, _)| *path == mount.path) {
+            Some((_, directory)) => directory.clone(),
+            None if mount.kind.is_sealed() => {
+                let directory = project.folder.join(".enclos/mounts").join(mount.path[1..].replace('/', "-"));
+                std::fs::create_dir_all(&directory)
+                    .map_err(|source| Error::Write { path: directory.clone(), source })?;
+                directory
+            }
+            None => {
+                let path = &mount.path;
+                return Err(Error::Usage(format!("{path} is a directory of the host: say which, --mount {path}=DIRECTORY")));
+            }
+        };
+        all.push((mount.path.clone(), directory));
+    }
+    Ok(all)
 }
 
 /// Number of a Linux call, how often it was made, and how often it needed the host.
@@ -214,6 +270,12 @@ fn name_of(choice: PlatformChoice) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_are_read() {
+        assert_eq!(parse_mount("/a=b=c"), Ok(("/a".to_owned(), "b=c".into())));
+        assert!(["a=b", "/a", "/a="].into_iter().all(|t| parse_mount(t).is_err()));
+    }
 
     #[test]
     fn the_runtimes_record_is_read() {

@@ -1,21 +1,32 @@
-//! SQLite on files: the same program inside an enclave, where they are in its memory, and outside.
+//! SQLite on files: the same program outside, and inside an enclave, where they are sealed and there again next time.
 //!
-//! `enclos run examples/sqlite`
+//! `enclos run examples/sqlite`, twice; `cargo run -p example-sqlite -- FILE` outside.
 #![forbid(unsafe_code)]
+
+mod workload;
+
+use std::path::PathBuf;
 
 use rusqlite::{Connection, Result, params};
 
-/// Where the database lies; inside, in the enclave's in-memory file system.
-const PATH: &str = "/tmp/enclos-example.sqlite";
+/// Where the database lies inside: sealed files of the manifest.
+const PATH: &str = "/data/readings.sqlite";
 const ROWS: i64 = 20_000;
 
 fn main() -> Result<()> {
-    for suffix in ["", "-journal"] {
-        // Of an earlier run, outside; inside there is none.
-        let _ = std::fs::remove_file(format!("{PATH}{suffix}"));
+    let mut arguments = std::env::args().skip(1);
+    let first = arguments.next();
+    if first.as_deref() == Some("--bench") {
+        let folder = PathBuf::from(arguments.next().unwrap_or_default());
+        return workload::run(&folder).map(|times| println!("{} {}", times.insert, times.select));
     }
-    let mut database = Connection::open(PATH)?;
-    database.execute_batch("CREATE TABLE reading (id INTEGER PRIMARY KEY, sensor TEXT, value REAL)")?;
+    let mut database = Connection::open(first.as_deref().unwrap_or(PATH))?;
+    database.execute_batch(
+        "CREATE TABLE IF NOT EXISTS reading (id INTEGER PRIMARY KEY, sensor TEXT, value REAL);
+         CREATE INDEX IF NOT EXISTS by_sensor ON reading (sensor);",
+    )?;
+    let before: i64 = database.query_row("SELECT count(*) FROM reading", [], |r| r.get(0))?;
+    println!("{before} readings of earlier runs");
     let insertion = database.transaction()?;
     {
         let mut insert = insertion.prepare("INSERT INTO reading (sensor, value) VALUES (?1, ?2)")?;
@@ -24,14 +35,10 @@ fn main() -> Result<()> {
         }
     }
     insertion.commit()?;
-    database.execute_batch("CREATE INDEX by_sensor ON reading (sensor)")?;
     // A journal on the file system, then undone.
     let undone = database.transaction()?;
     undone.execute("DELETE FROM reading WHERE value > 100", [])?;
     undone.rollback()?;
-    drop(database);
-    // What was committed is in the file, for whoever opens it.
-    let database = Connection::open(PATH)?;
     let mut query = database
         .prepare("SELECT sensor, count(*), sum(value) FROM reading GROUP BY sensor ORDER BY sensor")?;
     let rows =
@@ -42,5 +49,5 @@ fn main() -> Result<()> {
     }
     let check: String = database.query_row("PRAGMA integrity_check", [], |r| r.get(0))?;
     println!("integrity: {check}");
-    std::fs::remove_file(PATH).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+    Ok(())
 }

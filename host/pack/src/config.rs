@@ -22,6 +22,12 @@
 //! listen = ["0.0.0.0:8443"]   # bind to exactly these; port 0 is a port of the host's choice
 //! connect = ["10.0.0.0/8:443"]
 //!
+//! [[mounts]]                  # directories that the host gives at run time, and where they are seen
+//! path = "/data"
+//! kind = "sealed"             # "sealed": the host keeps ciphertext; "host": its own files, untrusted
+//! policy = "signer"           # of sealed ones: "signer" (default) or "image" can open them
+//! writable = false            # of the host's own: may they be changed?
+//!
 //! [build]                     # read by `enclos build` only; not measured
 //! crate = "enclave"           # folder of the enclave's crate, from this file
 //! bin = "vault-enclave"       # which binary, when the crate has several
@@ -34,7 +40,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use enclos::manifest::{MANIFEST_VERSION, Manifest};
+use enclos::manifest::{MANIFEST_VERSION, Manifest, Mount, MountKind};
 use serde::{Deserialize, Deserializer, de};
 
 /// Name of the configuration file.
@@ -88,6 +94,9 @@ pub struct Config {
     /// Addresses that may be used.
     #[serde(default)]
     pub network: NetworkConfig,
+    /// Directories of the host and where they are seen.
+    #[serde(default)]
+    pub mounts: Vec<MountConfig>,
     /// What `enclos build` needs to know.
     #[serde(default)]
     pub build: BuildConfig,
@@ -103,6 +112,69 @@ pub struct NetworkConfig {
     /// Addresses that may be connected to or sent to.
     #[serde(default)]
     pub connect: Vec<Address>,
+}
+
+/// A `[[mounts]]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawMount")]
+pub struct MountConfig {
+    /// Where.
+    pub path: String,
+    /// What is in it.
+    pub kind: MountKind,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct RawMount {
+    path: String,
+    kind: RawKind,
+    policy: Option<RawPolicy>,
+    writable: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawKind {
+    Sealed,
+    Host,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawPolicy {
+    Signer,
+    Image,
+}
+
+impl TryFrom<RawMount> for MountConfig {
+    type Error = String;
+
+    fn try_from(raw: RawMount) -> Result<Self, String> {
+        let path = raw.path;
+        if !Mount::is_path(&path) {
+            return Err(format!(
+                "{path:?} is no place for a mount: write an absolute path such as \"/data\""
+            ));
+        }
+        let kind = match (raw.kind, raw.policy, raw.writable) {
+            (RawKind::Sealed, None | Some(RawPolicy::Signer), None) => MountKind::SealedSigner,
+            (RawKind::Sealed, Some(RawPolicy::Image), None) => MountKind::SealedImage,
+            (RawKind::Sealed, _, Some(_)) => {
+                return Err("sealed files can always be written: leave `writable` out".into());
+            }
+            (RawKind::Host, None, writable) => match writable {
+                Some(true) => MountKind::HostWritable,
+                _ => MountKind::HostReadOnly,
+            },
+            (RawKind::Host, Some(_), _) => {
+                return Err(
+                    "files of the host are not sealed: leave `policy` out, or write kind = \"sealed\"".into(),
+                );
+            }
+        };
+        Ok(Self { path, kind })
+    }
 }
 
 /// The `[build]` table.
@@ -152,6 +224,7 @@ impl Config {
             services: Vec::new(),
             fixed_env: BTreeMap::new(),
             network: NetworkConfig::default(),
+            mounts: Vec::new(),
             build: BuildConfig::default(),
         })
     }
@@ -190,6 +263,18 @@ impl Config {
                 ),
             ));
         }
+        for (i, mount) in config.mounts.iter().enumerate() {
+            let inside = |other: &MountConfig| {
+                other.path == mount.path || mount.path.starts_with(&format!("{}/", other.path))
+            };
+            let mut others = config.mounts.iter().enumerate().filter(|(j, _)| *j != i);
+            if let Some((_, other)) = others.find(|(_, other)| inside(other)) {
+                let at = text.rfind(&mount.path).unwrap_or(0);
+                let message =
+                    format!("{} is within the mount {}: mounts do not overlap", mount.path, other.path);
+                return Err(invalid(at, message));
+            }
+        }
         Ok(config)
     }
 
@@ -201,6 +286,8 @@ impl Config {
         let services = list(self.services.iter().map(|s| s.0.clone()).collect());
         let rules = |rules: &[Address]| list(rules.iter().map(|a| a.0.clone()).collect());
         let (listen, connect) = (rules(&self.network.listen), rules(&self.network.connect));
+        let mount = |m: &MountConfig| Mount { path: &m.path, kind: m.kind }.to_string();
+        let mounts = list(self.mounts.iter().map(mount).collect());
         let manifest = Manifest {
             version: MANIFEST_VERSION,
             name: &self.name.0,
@@ -219,9 +306,10 @@ impl Config {
             dynamic_memory: self.profile == Profile::Sgx2,
             listen: &listen,
             connect: &connect,
+            mounts: &mounts,
         };
-        let text =
-            self.name.0.len() + env.len() + fixed_env.len() + services.len() + listen.len() + connect.len();
+        let lists = [&env, &fixed_env, &services, &listen, &connect, &mounts];
+        let text = self.name.0.len() + lists.iter().map(|l| l.len()).sum::<usize>();
         let mut buffer = vec![0; text + 256];
         let used = manifest.encode(&mut buffer)?.len();
         buffer.truncate(used);

@@ -141,6 +141,8 @@ pub struct ManifestReport {
     pub services: Vec<String>,
     /// Does the heap grow on demand (SGX2)?
     pub dynamic_memory: bool,
+    /// Directories of the host and where they are seen.
+    pub mounts: Vec<String>,
     /// Addresses that may be listened on.
     pub listen: Vec<String>,
     /// Addresses that may be connected to.
@@ -271,6 +273,7 @@ impl Inspection {
                 stdin: manifest.stdin,
                 services,
                 dynamic_memory: manifest.dynamic_memory,
+                mounts: list(manifest.mounts),
                 listen: list(manifest.listen),
                 connect: list(manifest.connect),
             },

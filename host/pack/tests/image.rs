@@ -166,6 +166,14 @@ fn every_setting_that_matters_is_measured() {
         |c| c.security_version = 7,
         |c| c.stdin = true,
         |c| c.args = false,
+        |c| {
+            let kind = enclos::manifest::MountKind::SealedSigner;
+            c.mounts = vec![enclos_pack::config::MountConfig { path: "/data".into(), kind }];
+        },
+        |c| {
+            let kind = enclos::manifest::MountKind::SealedImage;
+            c.mounts = vec![enclos_pack::config::MountConfig { path: "/data".into(), kind }];
+        },
         |c| c.network.listen = vec![enclos_pack::config::Address::new("127.0.0.1:1").expect("sound")],
         |c| c.network.connect = vec![enclos_pack::config::Address::new("127.0.0.1:1").expect("sound")],
         |c| c.threads = enclos_pack::config::Threads::new(2).expect("sound"),

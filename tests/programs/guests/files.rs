@@ -10,7 +10,9 @@ fn kind<T>(what: &str, result: io::Result<T>) {
 }
 
 fn main() -> io::Result<()> {
-    let root = PathBuf::from(format!("/tmp/enclos-files-{}", std::process::id()));
+    // Where the argument says, or in /tmp.
+    let above = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "/tmp".into()));
+    let root = above.join(format!("enclos-files-{}", std::process::id()));
     fs::create_dir_all(root.join("a/b"))?;
     kind("mkdir again", fs::create_dir(root.join("a")));
     let path = root.join("a/b/data");

@@ -23,7 +23,7 @@
 //! - [`time`] is the host's word, except that it does not run backwards. Log records and results of
 //!   host services are the host's to drop, change or invent.
 //! - What [`unseal`] returns was sealed by an enclave that the policy admits, on this machine. It may be old: a host
-//!   can bring back any blob sealed before.
+//!   can bring back any blob sealed before. So can it all sealed files together: [`sealed_state`] is for those who remember.
 //! - [`attest`] returns a quote of this enclave's own REPORT. Whether its signature is worth anything, only a relying
 //!   party can tell.
 //! - [`is_emulated_alleged`] is for display. Only a relying party can tell, by a quote.
@@ -48,6 +48,7 @@ pub use self::runtime::init_log;
 pub use self::runtime::{
     LogLevel, NotInEnclave, Untrusted, UntrustedError, is_emulated_alleged, log, manifest, random, time,
 };
-pub use self::seal::{Policy, SealError, seal, unseal};
+pub use self::seal::{Policy, SealError, seal, sealed_state, unseal};
 pub use self::serve::{ServeError, Server, serve};
+pub use enclos::abi::SealedState;
 pub use sgx_isa::{Report, Targetinfo};

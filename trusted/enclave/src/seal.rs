@@ -28,6 +28,8 @@ use aes_gcm::{Aes128Gcm, Nonce, Tag};
 use sgx_isa::{AttributesFlags, ErrorCode, Keyname, Keypolicy, Keyrequest, Report, Targetinfo};
 use zeroize::Zeroizing;
 
+use enclos::abi::SealedState;
+
 use crate::identity::{Aligned512, report};
 use crate::runtime::{NotInEnclave, random, table};
 
@@ -149,6 +151,23 @@ pub fn unseal(associated: &[u8], blob: &[u8]) -> Result<Vec<u8>, SealError> {
         )
         .map_err(|_| SealError::NotAuthentic)?;
     Ok(std::mem::take(&mut plaintext))
+}
+
+/// The state of the sealed files mounted at `path` (`[[mounts]]` of the manifest) that is durable now.
+///
+/// A host can bring back an older state of all of them together, which nothing inside the machine can tell. A party that
+/// remembers the last state it was told can: the generation only grows, and the digest depends on every byte.
+/// Tell it after `fsync`, and compare before anything is believed. A volume that is not the one remembered is a new one.
+///
+/// # Errors
+/// ENOENT where nothing is mounted or there is no enclave; EACCES and EIO where the files do not open (the log says why).
+pub fn sealed_state(path: &str) -> std::io::Result<SealedState> {
+    let table = table().map_err(|e| std::io::Error::new(std::io::ErrorKind::NotFound, e))?;
+    let mut state = SealedState::default();
+    match (table.sealed_state)(path.as_ptr(), path.len() as u64, &raw mut state) {
+        0 => Ok(state),
+        code => Err(std::io::Error::from_raw_os_error(i32::try_from(-code).unwrap_or(libc::EIO))),
+    }
 }
 
 struct Header {

@@ -28,6 +28,11 @@ pub fn in_application(address: u64) -> bool {
     (APP[0].load(Ordering::Relaxed)..APP[1].load(Ordering::Relaxed)).contains(&address)
 }
 
+/// Does the address lie in the runtime's own image, which comes first?
+pub fn in_runtime(address: u64) -> bool {
+    (entry::enclave_base()..APP[0].load(Ordering::Relaxed)).contains(&address)
+}
+
 /// Where the application's address 0 is.
 pub fn application_base() -> u64 {
     APP[0].load(Ordering::Relaxed)
@@ -184,6 +189,7 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     }
     // SAFETY: pages of the image that nothing else uses.
     unsafe { memory::initialise(stack + stack_size, image.heap_size - stack_size, image.heap_present) };
+    crate::calls::mounts::initialise(manifest.mounts);
     crate::calls::tree::initialise();
     crate::calls::descriptors::initialise();
     let table = crate::table::publish(

@@ -46,6 +46,35 @@ pub fn rdtsc() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Runs something that may use AVX registers. Entries from the program save the lower halves only, which is all that the
+/// rest of the runtime uses.
+pub fn with_vectors<R>(f: impl FnOnce() -> R) -> R {
+    /// Legacy area, header, and the upper halves of the YMM registers (SDM vol. 1, 13.4).
+    #[repr(C, align(64))]
+    struct Area([u64; 128]);
+    /// The component of the upper halves.
+    const UPPER: u32 = 1 << 2;
+    let mut area = Area([0; 128]);
+    // SAFETY: 1 KiB holds the standard format of XFRM = 7 (832 bytes); the header is zero.
+    unsafe {
+        core::arch::asm!("xsave64 [{}]", in(reg) &raw mut area, in("eax") UPPER, in("edx") 0, options(nostack))
+    };
+    let result = f();
+    // SAFETY: what was just saved. Upper halves are nothing that compiled code around here uses.
+    unsafe {
+        core::arch::asm!("xrstor64 [{}]", in(reg) &raw const area, in("eax") UPPER, in("edx") 0, options(nostack))
+    };
+    result
+}
+
+/// CPUID executed by the runtime itself, by crates that look for instructions: EAX, EBX, ECX, EDX. Whatever runs an image
+/// has these, by its XFRM and by having SGX.
+pub fn own_cpuid(leaf: u32) -> [u32; 4] {
+    // PCLMULQDQ, SSSE3, SSE4.1, AES, XSAVE, OSXSAVE, AVX; SSE and SSE2
+    let features = 1 << 1 | 1 << 9 | 1 << 19 | 1 << 25 | 1 << 26 | 1 << 27 | 1 << 28;
+    if leaf == 1 { [0, 0, features, 1 << 25 | 1 << 26] } else { [0; 4] }
+}
+
 /// Answers kept so that programs that ask often do not exit often: leaf, subleaf and four registers in three words.
 /// A slot's first word is written last, so a reader sees either a whole entry or none.
 const CACHED: usize = 32;

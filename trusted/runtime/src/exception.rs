@@ -89,6 +89,16 @@ pub unsafe extern "C" fn handle(me: &'static mut Thread, answer: u64) -> ! {
             resume();
         }
     }
+    if gpr.exitinfo == INVALID_OPCODE && crate::boot::in_runtime(gpr.rip) && !crate::ended() {
+        // SAFETY: the CPU fetched an instruction there.
+        let bytes = unsafe { [*(gpr.rip as *const u8), *((gpr.rip + 1) as *const u8)] };
+        if bytes == [0x0f, 0xa2] {
+            let [a, b, c, d] = crate::cpu::own_cpuid(gpr.rax as u32).map(u64::from);
+            (gpr.rax, gpr.rbx, gpr.rcx, gpr.rdx) = (a, b, c, d);
+            gpr.rip += 2;
+            resume();
+        }
+    }
     // EXINFO, just below GPRSGX: valid for #PF and #GP.
     // SAFETY: the same frame.
     let address = unsafe { *frame.cast::<u64>().sub(2) };

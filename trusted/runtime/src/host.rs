@@ -30,6 +30,9 @@ impl Errno {
     pub const TIMEDOUT: Self = Self(110);
     pub const IO: Self = Self(5);
     pub const ACCES: Self = Self(13);
+    pub const BUSY: Self = Self(16);
+    pub const XDEV: Self = Self(18);
+    pub const ROFS: Self = Self(30);
     pub const EXIST: Self = Self(17);
     pub const NOTDIR: Self = Self(20);
     pub const ISDIR: Self = Self(21);

@@ -1,4 +1,4 @@
-//! A spin lock for state that is held for a few instructions and never across an exit.
+//! Locks: one for state that is held for a few instructions and never across an exit, one for what may be.
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
@@ -18,6 +18,12 @@ impl<T> SpinLock<T> {
     /// An open lock.
     pub const fn new(value: T) -> Self {
         Self { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
+    }
+
+    /// Takes the lock if it is open.
+    pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
+        let taken = self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
+        taken.is_ok().then_some(SpinGuard { lock: self })
     }
 
     /// Takes the lock.
@@ -60,5 +66,41 @@ impl<T> DerefMut for SpinGuard<'_, T> {
 impl<T> Drop for SpinGuard<'_, T> {
     fn drop(&mut self) {
         self.lock.taken.store(false, Ordering::Release);
+    }
+}
+
+/// Mutual exclusion for what may leave the enclave meanwhile: who waits lets other threads of the host run.
+pub struct HostLock<T>(SpinLock<T>);
+
+impl<T> HostLock<T> {
+    /// An open lock.
+    pub const fn new(value: T) -> Self {
+        Self(SpinLock::new(value))
+    }
+
+    /// Takes the lock.
+    pub fn lock(&self) -> SpinGuard<'_, T> {
+        const SPINS: u32 = 100;
+        loop {
+            for _ in 0..SPINS {
+                if let Some(guard) = self.0.try_lock() {
+                    return guard;
+                }
+                core::hint::spin_loop();
+            }
+            crate::host::call_keeping(
+                crate::thread::Thread::current(),
+                enclos::abi::hostcall::YIELD,
+                0,
+                0,
+                0,
+            );
+        }
+    }
+}
+
+impl<T: Default> Default for HostLock<T> {
+    fn default() -> Self {
+        Self::new(T::default())
     }
 }

@@ -6,8 +6,8 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use enclos::abi::{
-    ABI_VERSION, IncomingCall, MAX_MESSAGE, MAX_NESTING, NEXT_CALL, NEXT_SHUTDOWN, RuntimeTable, counter,
-    exit, op, refusal,
+    ABI_VERSION, IncomingCall, MAX_MESSAGE, MAX_NESTING, NEXT_CALL, NEXT_SHUTDOWN, RuntimeTable, SealedState,
+    counter, exit, op, refusal,
 };
 
 use crate::entry;
@@ -39,6 +39,7 @@ pub fn publish(size: u64, manifest: u64, manifest_len: u64, platform: u64) -> u6
         manifest,
         manifest_len,
         platform,
+        sealed_state,
     };
     // SAFETY: a structure of words and function pointers without padding, as its size says.
     let words: [u64; size_of::<RuntimeTable>() / 8] = unsafe { core::mem::transmute(table) };
@@ -157,6 +158,19 @@ extern "C" fn counters(out: *mut u64, len: u64) -> i64 {
         unsafe { out.add(i).write(crate::calls::counter(i)) };
     }
     counter::COUNT as i64
+}
+
+extern "C" fn sealed_state(path: *const u8, len: u64, out: *mut SealedState) -> i64 {
+    // SAFETY: the caller's memory.
+    let path = unsafe { core::slice::from_raw_parts(path, len as usize) };
+    match crate::calls::mounts::sealed_state(path) {
+        Ok(state) => {
+            // SAFETY: the caller passes room for one.
+            unsafe { out.write(state) };
+            0
+        }
+        Err(e) => -i64::from(e.0),
+    }
 }
 
 extern "C" fn frame() -> u64 {

@@ -10,12 +10,13 @@ use enclos::abi::hostcall;
 use super::Outcome;
 use super::channel::{Channel, End};
 use super::event::{Counter, Timer};
+use super::mounts::Listed;
 use super::poll::Epoll;
 use super::socket::Socket;
 use super::tree::{Node, Path};
 use crate::clock::{self, Clock};
 use crate::host::{self, Errno};
-use crate::lock::SpinLock;
+use crate::lock::{HostLock, SpinLock};
 use crate::thread::Thread;
 
 /// O_NONBLOCK, also SOCK_NONBLOCK, EFD_NONBLOCK, TFD_NONBLOCK.
@@ -70,7 +71,9 @@ pub struct Open {
     /// The path it was opened by: what paths relative to it start from.
     pub path: Path,
     /// Where the next read or write is; of a directory, how many entries were read.
-    pub offset: SpinLock<u64>,
+    pub offset: HostLock<u64>,
+    /// Of a mounted directory: what was in it when reading began.
+    pub listing: SpinLock<Vec<Listed>>,
 }
 
 /// Both clocks at one moment, for timers.

@@ -1,11 +1,12 @@
 //! Reading and writing, whatever a descriptor stands for; the standard streams, where the manifest allows them; and the
-//! calls on files, which live in the enclave: see [`tree`].
+//! calls on files, which live in the enclave ([`tree`]) or are of a mount ([`mounts`]).
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use super::descriptors::{self, CHANGEABLE, Kind, Object, Open};
+use super::mounts;
 use super::socket::{self, Piece, each_piece};
 use super::tree::{self, Body, Path};
 use super::{Outcome, own, own_bytes};
@@ -47,7 +48,7 @@ fn write_pieces(me: &mut Thread, object: &Object, from: &[Piece]) -> Outcome {
             let flags = may(object, WRITING)?;
             let mut offset = open.offset.lock();
             if flags & O_APPEND != 0 {
-                *offset = open.node.len();
+                *offset = open.node.len()?;
             }
             let n = each_piece(from, |bytes| write_file(open, *offset, bytes).inspect(|n| *offset += n));
             drop(offset);
@@ -123,6 +124,7 @@ fn read_file(open: &Open, at: u64, to: &mut [u8]) -> Outcome {
     match &open.node.body {
         Body::Directory(_) => Err(Errno::ISDIR),
         Body::File(contents) => Ok(contents.lock().read(at, to)),
+        Body::Mounted(mounted) => mounted.read(at, to),
         Body::Null => Ok(0),
         Body::Random if crate::cpu::fill_random(to) => Ok(to.len() as u64),
         Body::Random => Err(Errno::IO),
@@ -133,6 +135,7 @@ fn write_file(open: &Open, at: u64, from: &[u8]) -> Outcome {
     match &open.node.body {
         Body::Directory(_) => Err(Errno::ISDIR),
         Body::File(contents) => contents.lock().write(at, from),
+        Body::Mounted(mounted) => mounted.write(at, from),
         Body::Null | Body::Random => Ok(from.len() as u64),
     }
 }
@@ -155,7 +158,11 @@ fn base(directory: u64) -> Result<Path, Errno> {
     }
     let object = file(directory)?;
     let Kind::File(open) = &object.kind else { return Err(Errno::NOTDIR) };
-    open.node.entries()?;
+    match &open.node.body {
+        Body::Mounted(mounted) if mounted.facts()?.mode & tree::kind::TYPE == tree::kind::DIRECTORY => {}
+        Body::Mounted(_) => return Err(Errno::NOTDIR),
+        _ => drop(open.node.entries()?),
+    }
     Ok(open.path.clone())
 }
 
@@ -171,6 +178,11 @@ fn path_at(directory: u64, path: u64) -> Result<Path, Errno> {
 pub fn open(me: &mut Thread, directory: u64, path: u64, flags: u64, mode: u64) -> Outcome {
     let flags = flags as u32;
     let names = path_at(directory, path)?;
+    if let Some((mount, below)) = mounts::of(&names) {
+        descriptors::room()?;
+        let mounted = mount.open(below, flags, mode as u32 & !0o022)?;
+        return describe(tree::Node::mounted(mounted), names, flags);
+    }
     let node = match tree::find(&names) {
         Ok(_) if flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL => return Err(Errno::EXIST),
         Err(Errno::NOENT) if flags & O_CREAT != 0 => {
@@ -189,8 +201,13 @@ pub fn open(me: &mut Thread, directory: u64, path: u64, flags: u64, mode: u64) -
         }
         _ => {}
     }
+    describe(node, names, flags)
+}
+
+fn describe(node: Arc<tree::Node>, path: Path, flags: u32) -> Outcome {
     let kept = flags & (CHANGEABLE | 3);
-    let object = Object::new(Kind::File(Open { node, path: names, offset: Default::default() }), 0);
+    let open = Open { node, path, offset: Default::default(), listing: Default::default() };
+    let object = Object::new(Kind::File(open), 0);
     object.flags.store(kept, Ordering::Relaxed);
     descriptors::add(Arc::new(object), flags)
 }
@@ -223,8 +240,8 @@ pub fn pwrite(me: &mut Thread, fd: u64, from: u64, len: u64, at: u64) -> Outcome
 pub fn seek(fd: u64, offset: u64, whence: u64) -> Outcome {
     let object = file(fd)?;
     let Kind::File(open) = &object.kind else { return Err(Errno::SPIPE) };
-    let len = open.node.len();
     let mut at = open.offset.lock();
+    let len = if whence == 2 { open.node.len()? } else { 0 };
     let from = match whence {
         0 => 0,
         1 => *at,
@@ -241,13 +258,27 @@ pub fn ftruncate(me: &mut Thread, fd: u64, len: u64) -> Outcome {
     let object = file(fd)?;
     may(&object, WRITING)?;
     let open = open_of(&object)?;
-    let Body::File(contents) = &open.node.body else { return Err(Errno::INVAL) };
-    contents.lock().resize(len)?;
+    match &open.node.body {
+        Body::File(contents) => contents.lock().resize(len)?,
+        Body::Mounted(mounted) if len <= i64::MAX as u64 => mounted.resize(len)?,
+        _ => return Err(Errno::INVAL),
+    };
     open.node.touch(me);
     Ok(0)
 }
 
-/// fsync(2), fdatasync(2), flock(2), fchmod(2), fchown(2), utimensat(2) of a descriptor: nothing is to be done.
+/// fsync(2), fdatasync(2): what is in memory is as durable as it gets; mounts see to it.
+pub fn sync(fd: u64) -> Outcome {
+    match &file(fd)?.kind {
+        Kind::File(Open { node, .. }) => match &node.body {
+            Body::Mounted(mounted) => mounted.sync(),
+            _ => Ok(0),
+        },
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// flock(2), fchmod(2), fchown(2), utimensat(2) of a descriptor: nothing is to be done.
 pub fn nothing_to_do(fd: u64) -> Outcome {
     file(fd).map(|_| 0)
 }
@@ -256,7 +287,7 @@ pub fn nothing_to_do(fd: u64) -> Outcome {
 pub fn map_private(fd: u64, to: u64, len: u64, at: u64) -> Result<(), Errno> {
     let object = file(fd)?;
     let Kind::File(open) = &object.kind else { return Err(Errno::NODEV) };
-    if !matches!(open.node.body, Body::File(_)) {
+    if !matches!(open.node.body, Body::File(_) | Body::Mounted(_)) {
         return Err(Errno::NODEV);
     }
     each_piece(&[(to, len)], |bytes| read_file(open, at, bytes)).map(drop)
@@ -264,13 +295,21 @@ pub fn map_private(fd: u64, to: u64, len: u64, at: u64) -> Result<(), Errno> {
 
 /// mkdirat(2).
 pub fn mkdir(me: &mut Thread, directory: u64, path: u64, mode: u64) -> Outcome {
-    tree::create(me, &path_at(directory, path)?, mode as u32 & !0o022, true, true).map(|_| 0)
+    let (names, mode) = (path_at(directory, path)?, mode as u32 & !0o022);
+    match mounts::of(&names) {
+        Some((mount, below)) => mount.make_directory(below, mode),
+        None => tree::create(me, &names, mode, true, true).map(|_| 0),
+    }
 }
 
 /// unlinkat(2).
 pub fn unlink(directory: u64, path: u64, flags: u64) -> Outcome {
     const AT_REMOVEDIR: u64 = 0x200;
-    tree::remove(&path_at(directory, path)?, flags & AT_REMOVEDIR != 0)
+    let (names, is_directory) = (path_at(directory, path)?, flags & AT_REMOVEDIR != 0);
+    match mounts::of(&names) {
+        Some((mount, below)) => mount.remove(below, is_directory),
+        None => tree::remove(&names, is_directory),
+    }
 }
 
 /// renameat2(2): RENAME_NOREPLACE is the only flag.
@@ -278,12 +317,26 @@ pub fn rename(from: [u64; 2], to: [u64; 2], flags: u64) -> Outcome {
     if flags > 1 {
         return Err(Errno::INVAL);
     }
-    tree::rename(&path_at(from[0], from[1])?, &path_at(to[0], to[1])?, flags == 1)
+    let (from, to) = (path_at(from[0], from[1])?, path_at(to[0], to[1])?);
+    match (mounts::of(&from), mounts::of(&to)) {
+        (None, None) => tree::rename(&from, &to, flags == 1),
+        (Some((mount, from)), Some((same, to))) if core::ptr::eq(mount, same) => {
+            mount.rename(from, to, flags != 1)
+        }
+        _ => Err(Errno::XDEV),
+    }
 }
 
 /// faccessat(2): what is there may be used.
 pub fn access(directory: u64, path: u64) -> Outcome {
-    tree::find(&path_at(directory, path)?).map(|_| 0)
+    exists(&path_at(directory, path)?)
+}
+
+fn exists(names: &[Vec<u8>]) -> Outcome {
+    match mounts::of(names) {
+        Some((mount, below)) => mount.facts(below).map(|_| 0),
+        None => tree::find(names).map(|_| 0),
+    }
 }
 
 /// readlinkat(2): `/proc/self/exe` is `/enclave`; nothing else is a link.
@@ -291,7 +344,7 @@ pub fn readlink(directory: u64, path: u64, to: u64, len: u64) -> Outcome {
     const PROGRAM: &[u8] = b"/enclave";
     let names = path_at(directory, path)?;
     if !names.iter().map(Vec::as_slice).eq([&b"proc"[..], b"self", b"exe"]) {
-        return tree::find(&names).and(Err(Errno::INVAL));
+        return exists(&names).and(Err(Errno::INVAL));
     }
     let n = PROGRAM.len().min(len as usize);
     let to = own_bytes(to, n as u64)?;
@@ -302,18 +355,39 @@ pub fn readlink(directory: u64, path: u64, to: u64, len: u64) -> Outcome {
 
 /// getdents64(2).
 pub fn getdents(fd: u64, to: u64, capacity: u64) -> Outcome {
-    const HEADER: usize = 19;
     let object = file(fd)?;
     let open = open_of(&object).map_err(|_| Errno::NOTDIR)?;
     let capacity = capacity.min(1 << 20);
     own_bytes(to, capacity)?;
     let mut position = open.offset.lock();
+    if let Body::Mounted(mounted) = &open.node.body {
+        let mut listing = open.listing.lock();
+        // What is removed or added while it is read must not shift the rest.
+        if *position == 0 || listing.is_empty() {
+            drop(listing);
+            let fresh = mounted.list()?;
+            listing = open.listing.lock();
+            *listing = fresh;
+        }
+        let all = listing.iter().map(|e| (&e.name[..], e.inode, e.kind));
+        return give_entries(all, &mut position, to, capacity);
+    }
     let own = [(&b"."[..], open.node.inode, 4), (b"..", open.node.inode, 4)];
     let entries = open.node.entries()?.lock();
     let kinds = entries.iter().map(|(name, node)| (name.as_slice(), node.inode, (node.mode() >> 12) as u8));
+    give_entries(own.into_iter().chain(kinds), &mut position, to, capacity)
+}
+
+/// As many entries from a position as there is room for.
+fn give_entries<'a>(
+    all: impl Iterator<Item = (&'a [u8], u64, u8)>,
+    position: &mut u64,
+    to: u64,
+    capacity: u64,
+) -> Outcome {
+    const HEADER: usize = 19;
     let mut used = 0_u64;
-    let before = *position;
-    for (name, inode, kind) in own.into_iter().chain(kinds).skip(before as usize) {
+    for (name, inode, kind) in all.skip(*position as usize) {
         let len = (HEADER + name.len() + 1).next_multiple_of(8) as u64;
         if used + len > capacity {
             return if used == 0 { Err(Errno::INVAL) } else { Ok(used) };
@@ -335,6 +409,8 @@ pub fn getdents(fd: u64, to: u64, capacity: u64) -> Outcome {
 
 /// What stat tells.
 struct Status {
+    /// Mounts number their inodes themselves.
+    device: u64,
     inode: u64,
     mode: u32,
     size: u64,
@@ -342,7 +418,7 @@ struct Status {
 }
 
 impl Status {
-    fn of(object: &Object, fd: u64) -> Self {
+    fn of(object: &Object, fd: u64) -> Result<Self, Errno> {
         let mode = match &object.kind {
             Kind::File(open) => return Self::of_node(&open.node),
             // The standard streams are pipes.
@@ -353,21 +429,33 @@ impl Status {
             // Without a type, as Linux has it.
             Kind::Counter(_) | Kind::Timer(_) | Kind::Epoll(_) => 0o600,
         };
-        Self { inode: fd + 1, mode, size: 0, modified: 0 }
+        Ok(Self { device: 0, inode: fd + 1, mode, size: 0, modified: 0 })
     }
 
-    fn of_node(node: &tree::Node) -> Self {
+    fn of_node(node: &tree::Node) -> Result<Self, Errno> {
+        if let Body::Mounted(mounted) = &node.body {
+            return mounted.facts().map(Self::of_facts);
+        }
         let modified = node.modified.load(Ordering::Relaxed);
-        Self { inode: node.inode, mode: node.mode(), size: node.len(), modified }
+        Ok(Self { device: 0, inode: node.inode, mode: node.mode(), size: node.len()?, modified })
+    }
+
+    fn of_facts(facts: mounts::Facts) -> Self {
+        let mounts::Facts { device, inode, mode, size, modified } = facts;
+        Self { device, inode, mode, size, modified }
     }
 
     /// Of a path, or of the descriptor where the path is empty.
     fn at(fd: u64, path: u64) -> Result<Self, Errno> {
         // SAFETY: checked to be the program's.
         if path == 0 || unsafe { own::<u8>(path)?.read() } == 0 {
-            return Ok(Self::of(&*file(fd)?, fd));
+            return Self::of(&*file(fd)?, fd);
         }
-        Ok(Self::of_node(&*tree::find(&path_at(fd, path)?)?))
+        let names = path_at(fd, path)?;
+        match mounts::of(&names) {
+            Some((mount, below)) => mount.facts(below).map(Self::of_facts),
+            None => Self::of_node(&*tree::find(&names)?),
+        }
     }
 
     /// As `struct stat`, 144 bytes.
@@ -375,6 +463,7 @@ impl Status {
         const NS: u64 = 1_000_000_000;
         let to = own::<[u64; 18]>(to)?;
         let mut stat = [0_u64; 18];
+        stat[0] = self.device; // st_dev
         stat[1] = self.inode; // st_ino
         stat[2] = 1; // st_nlink
         stat[3] = u64::from(self.mode); // st_mode, and st_uid
@@ -392,7 +481,7 @@ impl Status {
 
 /// fstat(2).
 pub fn fstat(fd: u64, to: u64) -> Outcome {
-    Status::of(&*file(fd)?, fd).give(to)
+    Status::of(&*file(fd)?, fd)?.give(to)
 }
 
 /// newfstatat(2), stat(2), lstat(2): with an empty path as fstat.
@@ -418,6 +507,7 @@ pub fn statx(fd: u64, path: u64, to: u64) -> Outcome {
         word(time, status.modified / NS);
         word(time + 2, status.modified % NS);
     }
+    stat[35] = status.device as u32; // stx_dev_minor
     // SAFETY: 256 bytes is the size of `struct statx`.
     unsafe { to.write(stat) };
     Ok(0)

@@ -10,7 +10,9 @@ pub mod files;
 pub mod futex;
 pub mod identity;
 pub mod memory;
+pub mod mounts;
 pub mod poll;
+pub mod sealed;
 pub mod socket;
 pub mod threads;
 pub mod time;
@@ -121,6 +123,17 @@ impl core::fmt::Write for Line {
     }
 }
 
+/// Logs what the text writes, where the manifest lets output out.
+pub fn log_error(text: impl FnOnce(&mut Line) -> core::fmt::Result) {
+    const ERROR: u64 = 1;
+    if crate::boot::stdio_allowed() {
+        let mut line = Line::new();
+        // A line that is full ends there.
+        let _ = text(&mut line);
+        line.log(Thread::current(), ERROR);
+    }
+}
+
 /// From `enclos_syscall`: the result for RAX.
 pub unsafe extern "C" fn linux(r: &mut Registers) -> i64 {
     count(counter::DIRECT_CALLS);
@@ -200,10 +213,12 @@ fn dispatch(r: &Registers) -> Outcome {
         62 => threads::kill(me, r, a, b),
         63 => identity::uname(a),
         72 => descriptors::fcntl(a, b, c),
-        73..=75 | 91 | 93 => files::nothing_to_do(a), // flock, fsync, fdatasync, fchmod, fchown
+        73 | 91 | 93 => files::nothing_to_do(a), // flock, fchmod, fchown
+        74 | 75 => files::sync(a),               // fsync, fdatasync
         77 => files::ftruncate(me, a, b),
         79 => identity::getcwd(a, b),
         82 => files::rename([HERE, a], [HERE, b], 0),
+        162 | 306 => mounts::commit_all(me).map(|()| 0), // sync, syncfs
         83 => files::mkdir(me, HERE, a, b),
         84 => files::unlink(HERE, a, 0x200),       // rmdir
         85 => files::open(me, HERE, a, 0o1101, b), // creat

@@ -75,6 +75,8 @@ pub fn kill(me: &mut Thread, r: &Registers, _target: u64, signal: u64) -> Outcom
 
 /// exit_group(2): the enclave has ended; other threads find out at their next entry or call.
 pub fn exit_group(me: &mut Thread, status: u64) -> ! {
+    // Whoever exits without fsync finds everything there next time, as on Linux; failures are logged.
+    let _ = super::mounts::commit_all(me);
     super::report(me);
     crate::set_ended();
     me.set_state(state::FREE, false);

@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::mounts::{self, Mounted};
 use super::{Outcome, own_bytes};
 use crate::clock::{self, Clock};
 use crate::host::Errno;
@@ -17,6 +18,8 @@ use crate::thread::Thread;
 
 /// st_mode's types.
 pub mod kind {
+    /// The bits that are the type.
+    pub const TYPE: u32 = 0o170_000;
     pub const DIRECTORY: u32 = 0o040_000;
     pub const FILE: u32 = 0o100_000;
     pub const DEVICE: u32 = 0o020_000;
@@ -44,6 +47,8 @@ pub enum Body {
     File(SpinLock<Contents>),
     Null,
     Random,
+    /// Of a mount.
+    Mounted(Mounted),
 }
 
 type Entries = BTreeMap<Vec<u8>, Arc<Node>>;
@@ -74,10 +79,23 @@ pub fn initialise() {
         // The heap is empty yet.
         let _ = contents.lock().write(0, b"127.0.0.1 localhost\n::1 localhost\n");
     }
+    for path in mounts::paths() {
+        // So that the directory above shows it; what is below is the mount's.
+        let mut at = root.clone();
+        for name in path {
+            let there = at.entries().ok().and_then(|e| e.lock().get(name).cloned());
+            at = there.unwrap_or_else(|| at.put_new(name, Node::directory()));
+        }
+    }
     *ROOT.lock() = Some(root);
 }
 
 impl Node {
+    /// Of a mount; it keeps no facts of its own.
+    pub fn mounted(mounted: Mounted) -> Arc<Self> {
+        Self::new(Body::Mounted(mounted), 0)
+    }
+
     fn new(body: Body, permissions: u32) -> Arc<Self> {
         Arc::new(Self {
             inode: NEXT_INODE.fetch_add(1, Ordering::Relaxed),
@@ -103,19 +121,24 @@ impl Node {
         let kind = match &self.body {
             Body::Directory(_) => kind::DIRECTORY,
             Body::File(_) => kind::FILE,
-            Body::Null | Body::Random => kind::DEVICE,
+            Body::Null | Body::Random | Body::Mounted(_) => kind::DEVICE,
         };
         kind | self.permissions.load(Ordering::Relaxed)
     }
 
     /// Size in bytes.
-    pub fn len(&self) -> u64 {
+    ///
+    /// # Errors
+    /// When a mount cannot tell.
+    pub fn len(&self) -> Result<u64, Errno> {
         match &self.body {
-            Body::File(contents) => contents.lock().len,
-            _ => 0,
+            Body::File(contents) => Ok(contents.lock().len),
+            Body::Mounted(mounted) => mounted.facts().map(|f| f.size),
+            _ => Ok(0),
         }
     }
 
+    /// What is in a directory of this file system.
     pub fn entries(&self) -> Result<&SpinLock<Entries>, Errno> {
         match &self.body {
             Body::Directory(entries) => Ok(entries),
