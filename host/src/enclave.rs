@@ -293,6 +293,7 @@ impl Builder {
             this: this.clone(),
             function: loaded.enclave.enter_function(),
             kind: machine.kind(),
+            _shown: crate::debugger::show(loaded.enclave.base(), &loaded.mrenclave),
             slots: loaded
                 .tcs
                 .iter()
@@ -495,6 +496,7 @@ pub(crate) struct Shared {
     this: Weak<Self>,
     function: EnterFunction,
     kind: Kind,
+    _shown: crate::debugger::Shown,
     pub(crate) slots: Box<[Slot]>,
     enclave: Arc<dyn Initialized>,
     /// TCSs whose thread waits for calls.

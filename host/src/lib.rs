@@ -29,6 +29,7 @@
 pub mod aesm;
 mod call;
 mod clock;
+mod debugger;
 mod enclave;
 mod entry;
 mod hostcall;

@@ -121,6 +121,7 @@ pub(crate) struct Loaded {
     pub(crate) enclave: Arc<dyn Initialized>,
     /// Addresses of the TCSs, ascending.
     pub(crate) tcs: Vec<u64>,
+    pub(crate) mrenclave: [u8; 32],
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -207,7 +208,7 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
     let enclave = build.init(&sigstruct)?;
     enclave.hint_enclu_sites(&hints.enclu_sites);
     tcs.sort_unstable();
-    Ok(Loaded { enclave, tcs })
+    Ok(Loaded { enclave, tcs, mrenclave: sigstruct.enclavehash })
 }
 
 /// MISCSELECT to create with: what the signature demands, and EXINFO where it leaves the choice and the processor has

@@ -10,7 +10,7 @@ use enclos_platform::emulator::machine::MachineConfig;
 use serde_json::json;
 
 use super::{Error, Outcome, say_identity, say_json, write};
-use crate::embedded;
+use crate::{embedded, gdb};
 use crate::project::{Project, developer_key};
 use crate::ui::{Bar, Ui};
 
@@ -55,6 +55,8 @@ pub(crate) struct Options {
 pub(crate) struct Built {
     pub(crate) path: PathBuf,
     pub(crate) image: Image,
+    /// Of a debug image: the script by which gdb finds its symbols.
+    pub(crate) gdb_script: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
@@ -69,10 +71,14 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
             "product_id": identity.product_id,
             "security_version": identity.security_version,
             "debug": identity.debug,
+            "gdb_script": built.gdb_script,
         }));
     } else {
         ui.status("image", built.path.display());
         say_identity(&built.image, ui);
+        if let Some(script) = &built.gdb_script {
+            ui.status("debugging", format_args!("gdb -x {} --args <host program>", script.display()));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -121,7 +127,11 @@ fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -
         std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
     }
     write(&path, &image.to_file_bytes())?;
-    Ok(Built { path, image })
+    let gdb_script = match image.identity().debug {
+        true => Some(gdb::write_script(project, &image, &path)?),
+        false => None,
+    };
+    Ok(Built { path, image, gdb_script })
 }
 
 /// Shows a build: a bar on a terminal, cargo's lines elsewhere; the compiler's diagnostics in any case.

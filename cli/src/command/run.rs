@@ -6,13 +6,15 @@ use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use enclos::abi::{LINUX_MAGIC, REPORT_MAGIC, REPORT_VARIABLE};
+use enclos::manifest::items;
 use enclos::quoting::QuotingServer;
 use enclos_host::aesm::SOCKET_VARIABLE;
 use enclos_host::{Enclave, PlatformChoice, StartError};
+use enclos_pack::Image;
 use enclos_platform::hardware::{self, Hardware};
 
 use super::build::{self, Built};
-use super::{Error, Outcome, say_identity};
+use super::{Error, Outcome, read_image, say_identity};
 use crate::project::Project;
 use crate::quoting::{self, PrivateAesm, TcbStateOption};
 use crate::ui::Ui;
@@ -23,15 +25,19 @@ Examples:
   enclos run examples/vault -- list   arguments after -- go to the program
   enclos run --platform hardware      only on SGX hardware, or an error
   enclos run --stats                  say at the end what entered and left, and which Linux calls were made
+  enclos run --gdb                    under gdb, with the symbols of what runs inside (needs debug = true)
+  enclos run vault.enclave -- list    a plain program's image as it is, nothing is built
 
 A project with a host crate (`host/`) runs that program, with ENCLOS_IMAGE naming the image and ENCLOS_PLATFORM the
-platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.";
+platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.
+
+gdb is the program that ENCLOS_GDB names, else `gdb`. For processes started otherwise: docs/debugging.md.";
 
 /// Builds a project, says what it is and where it runs, and runs it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The project's folder
+    /// The project's folder, or an image
     #[arg(default_value = ".")]
     project: PathBuf,
     #[command(flatten)]
@@ -43,14 +49,30 @@ pub(crate) struct Args {
     /// were answered inside or needed the host
     #[arg(long)]
     stats: bool,
+    /// Start under gdb, on the emulated platform; breakpoints in the enclave work
+    #[arg(long, conflicts_with = "stats")]
+    gdb: bool,
     /// Arguments of the program
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
-    let project = Project::open(&args.project, ui)?;
-    let built = build::image(&project, &args.options, ui)?;
+    let (built, host) = if args.project.extension().is_some_and(|e| e == enclos_pack::image::EXTENSION) {
+        let image = read_image(&args.project)?;
+        (Built { path: args.project.clone(), image, gdb_script: None }, None)
+    } else {
+        let project = Project::open(&args.project, ui)?;
+        if args.gdb && !project.config.debug {
+            return Err(Error::Usage(format!(
+                "{} is not a debug image, whose memory no debugger may read: set debug = true in {}. That is measured: \
+                 the image is then another one, and must not be given secrets",
+                project.config.name.as_str(),
+                enclos_pack::config::FILE_NAME
+            )));
+        }
+        (build::image(&project, &args.options, ui)?, project.host())
+    };
     say_identity(&built.image, ui);
     let platform = resolve(args.platform)?;
     if platform == PlatformChoice::Hardware {
@@ -58,8 +80,11 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     } else {
         ui.warn("the platform is an emulated SGX CPU: it runs the same image, and protects nothing");
     }
-    let aesm = aesm(&project, platform)?;
-    match project.host() {
+    if args.gdb {
+        return run_gdb(host.as_deref(), &built, platform, args, ui);
+    }
+    let aesm = aesm(&built.image, platform)?;
+    match host {
         Some(_) if args.stats => Err(Error::Usage(
             "--stats is for projects without a host program; a host program asks Enclave::statistics() itself".into(),
         )),
@@ -69,8 +94,8 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
 }
 
 /// Where quotes come from on the emulated platform, for images that may ask for them; unless the user names a place.
-fn aesm(project: &Project, platform: PlatformChoice) -> Result<Option<PrivateAesm>, Error> {
-    let attests = project.config.services.iter().any(|s| s.as_str() == "Quoting");
+fn aesm(image: &Image, platform: PlatformChoice) -> Result<Option<PrivateAesm>, Error> {
+    let attests = items(image.manifest().services).any(|s| s == "Quoting");
     let named = std::env::var_os(SOCKET_VARIABLE).is_some_and(|v| !v.is_empty());
     if platform != PlatformChoice::Emulated || !attests || named {
         return Ok(None);
@@ -106,10 +131,62 @@ fn run_host(
     let program = build::cargo_binary(manifest, ui)?;
     ui.status("running", program.display());
     let mut command = Command::new(&program);
-    command.args(&args.arguments).env("ENCLOS_IMAGE", &built.path);
+    command.args(&args.arguments);
+    run_command(command, built, platform, aesm)
+}
+
+/// Runs the host program, or this command with the image, under gdb.
+fn run_gdb(
+    host: Option<&Path>,
+    built: &Built,
+    platform: PlatformChoice,
+    args: &Args,
+    ui: Ui,
+) -> Outcome {
+    let Some(script) = &built.gdb_script else {
+        return Err(Error::Usage(
+            "--gdb needs the project: an image file has not the symbols. Name the project's folder".into(),
+        ));
+    };
+    if platform == PlatformChoice::Hardware {
+        return Err(Error::Usage(
+            "--gdb is for the emulated platform: on SGX hardware gdb sees a thread inside at the exit pointer, not where \
+             it is. Add --platform emulated"
+                .into(),
+        ));
+    }
+    let mut command = Command::new(std::env::var_os("ENCLOS_GDB").unwrap_or_else(|| "gdb".into()));
+    command.args(["-q", "-iex", "set debuginfod enabled off", "-x"]).arg(script).arg("--args");
+    match host {
+        Some(manifest) => {
+            ui.status("building", "the host program");
+            command.arg(build::cargo_binary(manifest, ui)?);
+        }
+        None => {
+            let this = std::env::current_exe();
+            let this = this.map_err(|source| Error::Spawn { program: "enclos".into(), source })?;
+            command.arg(this).args(["--quiet", "run"]).arg(&built.path).arg("--");
+        }
+    }
+    command.args(&args.arguments);
+    ui.status("debugging", "`break` in the enclave, then `run`; gdb learns where the enclave lies when it is loaded");
+    let aesm = aesm(&built.image, platform)?;
+    run_command(command, built, platform, aesm.as_ref())
+}
+
+/// Runs a host program for an image to its end.
+fn run_command(
+    mut command: Command,
+    built: &Built,
+    platform: PlatformChoice,
+    aesm: Option<&PrivateAesm>,
+) -> Outcome {
+    command.env("ENCLOS_IMAGE", &built.path);
     command.env("ENCLOS_PLATFORM", name_of(platform)).envs(aesm.map(PrivateAesm::variable));
-    let status =
-        command.status().map_err(|source| Error::Spawn { program: program.display().to_string(), source })?;
+    let status = command.status().map_err(|source| Error::Spawn {
+        program: command.get_program().display().to_string(),
+        source,
+    })?;
     Ok(exit_code(status))
 }
 
