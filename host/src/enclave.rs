@@ -14,6 +14,7 @@ use enclos_platform::hardware::Hardware;
 use enclos_platform::{EnterFunction, Initialized, Kind, Platform, PlatformError, Run};
 
 use crate::aesm::Aesm;
+use crate::backtrace::{self, Symbol};
 use crate::call::EnclaveTransport;
 use crate::clock::Clock;
 use crate::entry::{self, Entry, Evict, Leaf, Left, Registers};
@@ -294,6 +295,7 @@ impl Builder {
             function: loaded.enclave.enter_function(),
             kind: machine.kind(),
             _shown: crate::debugger::show(loaded.enclave.base(), &loaded.mrenclave),
+            symbols: loaded.symbols,
             slots: loaded
                 .tcs
                 .iter()
@@ -497,6 +499,8 @@ pub(crate) struct Shared {
     function: EnterFunction,
     kind: Kind,
     _shown: crate::debugger::Shown,
+    /// Functions, of a debug image.
+    symbols: Vec<Symbol>,
     pub(crate) slots: Box<[Slot]>,
     enclave: Arc<dyn Initialized>,
     /// TCSs whose thread waits for calls.
@@ -781,7 +785,13 @@ impl Shared {
     fn left_for_good(&self, slot: &Slot, registers: &Registers) -> Outcome {
         match registers.rdi {
             exit::EXIT => self.finish(End::Exited { status: registers.rsi as i32 }),
-            exit::FAULT => self.finish(self.memory.fault_report(slot.frame, registers.rsi)),
+            exit::FAULT => {
+                let mut end = self.memory.fault_report(slot.frame, registers.rsi);
+                if !self.symbols.is_empty() {
+                    backtrace::explain(&mut end, &self.symbols, self.enclave.base(), slot.tcs);
+                }
+                self.finish(end);
+            }
             exit::REFUSED if registers.rsi == refusal::ENDED => {
                 // Another thread ends it at this moment.
                 if self.wait(Some(Duration::from_secs(1))).is_none() {

@@ -27,6 +27,7 @@
 //! ended.
 
 pub mod aesm;
+mod backtrace;
 mod call;
 mod clock;
 mod debugger;

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use enclos::image::{FileError, FileHeader};
-use enclos_platform::sgx_isa::{self, Miscselect, PageType, SecinfoFlags, Sigstruct};
+use enclos_platform::sgx_isa::{self, AttributesFlags, Miscselect, PageType, SecinfoFlags, Sigstruct};
 use enclos_platform::{CreateParams, Initialized, Pages, Platform, PlatformError};
+
+use crate::backtrace::Symbol;
 
 const PAGE: usize = 4096;
 /// Bytes of one EEXTEND.
@@ -122,12 +124,15 @@ pub(crate) struct Loaded {
     /// Addresses of the TCSs, ascending.
     pub(crate) tcs: Vec<u64>,
     pub(crate) mrenclave: [u8; 32],
+    /// Functions, of a debug image; sorted.
+    pub(crate) symbols: Vec<Symbol>,
 }
 
 #[derive(Default, serde::Deserialize)]
 #[serde(default)]
 struct Hints {
     enclu_sites: Vec<u64>,
+    symbols: Vec<Symbol>,
 }
 
 impl ImageSource {
@@ -146,7 +151,7 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
         return Err(LoadError::Unsigned);
     }
     let sigstruct = Sigstruct::try_copy_from(parts.sigstruct).ok_or(LoadError::Sigstruct)?;
-    let hints = match parts.hints {
+    let mut hints = match parts.hints {
         [] => Hints::default(),
         json => serde_json::from_slice(json).map_err(|e| LoadError::Hints { message: e.to_string() })?,
     };
@@ -208,7 +213,11 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
     let enclave = build.init(&sigstruct)?;
     enclave.hint_enclu_sites(&hints.enclu_sites);
     tcs.sort_unstable();
-    Ok(Loaded { enclave, tcs, mrenclave: sigstruct.enclavehash })
+    if !sigstruct.attributes.flags.contains(AttributesFlags::DEBUG) {
+        hints.symbols.clear();
+    }
+    hints.symbols.sort_by_key(|s| s.offset);
+    Ok(Loaded { enclave, tcs, mrenclave: sigstruct.enclavehash, symbols: hints.symbols })
 }
 
 /// MISCSELECT to create with: what the signature demands, and EXINFO where it leaves the choice and the processor has
