@@ -115,6 +115,13 @@ fn frames(memory: &Memory, base: u64, data: u64, by_call: bool) -> Option<Vec<u6
     let Some(hdr_at) = hdr_at.filter(|_| eh_frame_hdr != 0) else { return Some(found) };
     let program = memory.bytes(base + app, (app_end - app) as usize)?;
     let tables = Tables::find(&program, hdr_at, base + app);
+    if let Some(tables) = &tables
+        && tables.caller(memory, &now, true).is_none()
+        && let Some(site) = tables.site_of_stub(memory, &program, &now)
+    {
+        now[16] = Some(site);
+        found = vec![site];
+    }
     while let Some(caller) = tables.as_ref().and_then(|t| t.caller(memory, &now, found.len() == 1)) {
         let (Some(address), Some(stack)) = (caller[16], caller[7]) else { break };
         if address == 0 || found.len() > MAX_FRAMES || now[7].is_none_or(|s| stack <= s) {
@@ -142,6 +149,24 @@ impl<'a> Tables<'a> {
         let Pointer::Direct(frames_at) = header.eh_frame_ptr() else { return None };
         let bases = bases.set_eh_frame(frames_at);
         Some(Self { header, frames: EhFrame::new(from(frames_at)?, LittleEndian), bases, program_at })
+    }
+
+    /// Where a thread that is in the stub of a rewritten Linux call goes on: the packer puts stubs behind the program,
+    /// without unwind tables, and each ends with a jump back.
+    fn site_of_stub(&self, memory: &Memory, program: &[u8], now: &Registers) -> Option<u64> {
+        /// Longest stub's rest: some instructions that had to make room, and the jump.
+        const LEN: usize = 48;
+        const JMP: u8 = 0xe9;
+        let at = usize::try_from(now[16]?.checked_sub(self.program_at)?).ok()?;
+        let rest = program.get(at..)?;
+        let jumps = rest.windows(5).take(LEN).enumerate().filter(|(_, bytes)| bytes[0] == JMP);
+        jumps.into_iter().find_map(|(i, bytes)| {
+            let distance = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+            let to = now[16]?.checked_add(i as u64 + 5)?.checked_add_signed(i64::from(distance))?;
+            let mut there = *now;
+            there[16] = Some(to);
+            self.caller(memory, &there, true).map(|_| to)
+        })
     }
 
     /// The registers in the caller of a function.

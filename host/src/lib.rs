@@ -37,6 +37,7 @@ mod hostcall;
 mod load;
 mod memory;
 mod sockets;
+mod statistics;
 mod switchless;
 mod threads;
 
@@ -45,6 +46,7 @@ pub use self::enclave::{Builder, Enclave, Limits, LogLevel, PlatformChoice, Star
 pub use self::entry::interrupt_signal;
 pub use self::hostcall::HostCall;
 pub use self::load::{ImageSource, LoadError};
+pub use self::statistics::{STATISTICS_VARIABLE, Summary};
 pub use self::switchless::SwitchlessEnclave;
 pub use enclos::contract::{CallError, ConnectError, End, Failure, Party};
 pub use enclos_platform::Kind;

@@ -264,7 +264,9 @@ fn a_debug_image_says_where_it_faulted_and_no_other_does() {
     let fault_of = |image: Vec<u8>| {
         let enclave = Enclave::builder(image).on(emulator()).start().unwrap();
         enclave.connect::<GuestClient<_>>().unwrap().crash().unwrap_err();
-        let Err(End::Faulted { vector: 14, thread: _, text }) = enclave.wait() else { panic!("no page fault") };
+        let Err(End::Faulted { vector: 14, thread: _, text }) = enclave.wait() else {
+            panic!("no page fault")
+        };
         text
     };
     let said = fault_of(support::sign(&format!("{CONFIG}debug = true\n"), false));

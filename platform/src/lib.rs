@@ -104,6 +104,10 @@ pub trait Initialized: Send + Sync {
     /// Who gives such hints also says that the enclave's entry code sets the FS base before anything uses it, as the
     /// Enclos runtime does: the emulator then spares itself the writing of OFSBASE at EENTER.
     fn hint_enclu_sites(&self, offsets: &[u64]);
+    /// Asynchronous exits so far, for whatever reason. `None`: the platform cannot tell.
+    fn asynchronous_exits(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The calling convention of `__vdso_sgx_enter_enclave` (Linux `arch/x86/include/uapi/asm/sgx.h`): RDI, RSI, RDX are

@@ -10,9 +10,9 @@ use enclos_platform::emulator::machine::MachineConfig;
 use serde_json::json;
 
 use super::{Error, Outcome, say_identity, say_json, write};
-use crate::{embedded, gdb};
 use crate::project::{Project, developer_key};
 use crate::ui::{Bar, Ui};
+use crate::{embedded, gdb};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,6 +96,15 @@ pub(crate) fn image(project: &Project, options: &Options, ui: Ui) -> Result<Buil
 /// # Errors
 /// When it cannot be unpacked or built.
 pub(crate) fn embedded_image(name: &str, files: &[(&str, &str)], ui: Ui) -> Result<Built, Error> {
+    let project = Project::open(&unpack(name, files)?, ui)?;
+    image(&project, &Options::default(), ui)
+}
+
+/// Unpacks a project that this command carries with it into the state directory, and returns where it is.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) fn unpack(name: &str, files: &[(&str, &str)]) -> Result<PathBuf, Error> {
     let version = embedded::version_of(files).replace(' ', "-");
     let folder = MachineConfig::state_dir().join(name).join(&version[..version.len().min(24)]);
     embedded::write_all(&folder, embedded::project(files, &[]))?;
@@ -104,8 +113,7 @@ pub(crate) fn embedded_image(name: &str, files: &[(&str, &str)], ui: Ui) -> Resu
     }
     // Project and SDK have versions of their own.
     embedded::unpack_sdk(&folder)?;
-    let project = Project::open(&folder, ui)?;
-    image(&project, &Options::default(), ui)
+    Ok(folder)
 }
 
 fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -> Result<Built, Error> {

@@ -3,13 +3,12 @@
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use enclos::abi::{LINUX_MAGIC, REPORT_MAGIC, REPORT_VARIABLE};
 use enclos::manifest::items;
 use enclos::quoting::QuotingServer;
 use enclos_host::aesm::SOCKET_VARIABLE;
-use enclos_host::{Enclave, PlatformChoice, StartError};
+use enclos_host::{Enclave, PlatformChoice, STATISTICS_VARIABLE, StartError, Summary};
 use enclos_pack::Image;
 use enclos_platform::hardware::{self, Hardware};
 
@@ -45,8 +44,8 @@ pub(crate) struct Args {
     /// auto, hardware or emulated
     #[arg(long, env = "ENCLOS_PLATFORM", default_value = "auto")]
     platform: PlatformChoice,
-    /// Of a project without a host program: say at the end how often threads entered and left, and how many Linux calls
-    /// were answered inside or needed the host
+    /// Say at the end of each enclave how often threads entered and left, and how many Linux calls were answered inside
+    /// or needed the host
     #[arg(long)]
     stats: bool,
     /// Start under gdb, on the emulated platform; breakpoints in the enclave work
@@ -85,9 +84,6 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     }
     let aesm = aesm(&built.image, platform)?;
     match host {
-        Some(_) if args.stats => Err(Error::Usage(
-            "--stats is for projects without a host program; a host program asks Enclave::statistics() itself".into(),
-        )),
         Some(manifest) => run_host(&manifest, &built, platform, aesm.as_ref(), args, ui),
         None => run_inside(&built, platform, aesm.as_ref(), args, ui),
     }
@@ -132,17 +128,17 @@ fn run_host(
     ui.status("running", program.display());
     let mut command = Command::new(&program);
     command.args(&args.arguments);
-    run_command(command, built, platform, aesm)
+    let statistics = args.stats.then(StatisticsFile::new).transpose()?;
+    command.envs(statistics.as_ref().map(|file| (STATISTICS_VARIABLE, file.0.path())));
+    let status = run_command(command, built, platform, aesm);
+    if let Some(file) = statistics {
+        file.say(ui)?;
+    }
+    status
 }
 
 /// Runs the host program, or this command with the image, under gdb.
-fn run_gdb(
-    host: Option<&Path>,
-    built: &Built,
-    platform: PlatformChoice,
-    args: &Args,
-    ui: Ui,
-) -> Outcome {
+fn run_gdb(host: Option<&Path>, built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> Outcome {
     let Some(script) = &built.gdb_script else {
         return Err(Error::Usage(
             "--gdb needs the project: an image file has not the symbols. Name the project's folder".into(),
@@ -169,7 +165,10 @@ fn run_gdb(
         }
     }
     command.args(&args.arguments);
-    ui.status("debugging", "`break` in the enclave, then `run`; gdb learns where the enclave lies when it is loaded");
+    ui.status(
+        "debugging",
+        "`break` in the enclave, then `run`; gdb learns where the enclave lies when it is loaded",
+    );
     let aesm = aesm(&built.image, platform)?;
     run_command(command, built, platform, aesm.as_ref())
 }
@@ -183,10 +182,9 @@ fn run_command(
 ) -> Outcome {
     command.env("ENCLOS_IMAGE", &built.path);
     command.env("ENCLOS_PLATFORM", name_of(platform)).envs(aesm.map(PrivateAesm::variable));
-    let status = command.status().map_err(|source| Error::Spawn {
-        program: command.get_program().display().to_string(),
-        source,
-    })?;
+    let status = command
+        .status()
+        .map_err(|source| Error::Spawn { program: command.get_program().display().to_string(), source })?;
     Ok(exit_code(status))
 }
 
@@ -198,8 +196,6 @@ fn run_inside(
     ui: Ui,
 ) -> Outcome {
     ui.status("running", built.path.display());
-    let linux = Arc::new(Mutex::new(Vec::new()));
-    let seen = linux.clone();
     let mut builder = Enclave::builder(built.path.as_path())
         .platform(platform)
         .args(args.arguments.iter().map(String::as_str))
@@ -208,48 +204,55 @@ fn run_inside(
     if let Some(aesm) = aesm {
         builder = builder.service(QuotingServer::new(aesm.client()));
     }
-    if args.stats {
-        builder = builder.env(REPORT_VARIABLE, "1").log(move |level, text| match parse_linux_calls(text) {
-            Some(calls) => *seen.lock().unwrap_or_else(PoisonError::into_inner) = calls,
-            None if text.starts_with(REPORT_MAGIC) => {}
-            None => eprintln!("[enclave] {level:?}: {text}"),
-        });
+    let statistics = args.stats.then(StatisticsFile::new).transpose()?;
+    if let Some(file) = &statistics {
+        builder = builder.statistics(file.0.path());
     }
-    let enclave = builder.start()?;
-    let status = enclave.wait().map_err(Error::End);
-    if args.stats {
-        let calls = std::mem::take(&mut *linux.lock().unwrap_or_else(PoisonError::into_inner));
-        say_statistics(&enclave, calls, ui);
+    let status = builder.start()?.wait().map_err(Error::End);
+    if let Some(file) = statistics {
+        file.say(ui)?;
     }
     Ok(ExitCode::from(status? as u8))
 }
 
-/// Number of a Linux call, how often it was made, and how often it needed the host.
-type LinuxCall = (u64, u64, u64);
+/// Where enclaves write what they did.
+struct StatisticsFile(tempfile::NamedTempFile);
 
-/// Reads the runtime's record (`enclos::abi::LINUX_MAGIC`).
-fn parse_linux_calls(text: &str) -> Option<Vec<LinuxCall>> {
-    let call = |word: &str| {
-        let (number, counts) = word.split_once('=')?;
-        let (made, passed) = counts.split_once('/')?;
-        Some((number.parse().ok()?, made.parse().ok()?, passed.parse().ok()?))
-    };
-    text.strip_prefix(LINUX_MAGIC)?.split_ascii_whitespace().map(call).collect()
+impl StatisticsFile {
+    fn new() -> Result<Self, Error> {
+        let failed = |source| Error::Write { path: std::env::temp_dir(), source };
+        tempfile::NamedTempFile::new().map(Self).map_err(failed)
+    }
+
+    fn say(self, ui: Ui) -> Result<(), Error> {
+        let path = self.0.path();
+        let all = Summary::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        if all.is_empty() {
+            ui.warn("no enclave told what it did: the program started none, or ended without ending it");
+        }
+        all.into_iter().for_each(|summary| say_statistics(summary, ui));
+        Ok(())
+    }
 }
 
 /// On standard error: standard output is the program's.
-fn say_statistics(enclave: &Enclave, mut calls: Vec<LinuxCall>, ui: Ui) {
-    let s = enclave.statistics();
+fn say_statistics(summary: Summary, ui: Ui) {
+    let s = summary.statistics;
+    let interrupts = match s.asynchronous_exits {
+        Some(all) => format!("{} for interrupts", all.saturating_sub(s.exceptions)),
+        None => "those for interrupts are not seen".to_owned(),
+    };
     ui.status(
         "crossings",
         format_args!(
-            "{} EENTER, {} ERESUME, {} exceptions; {} requests to the host",
+            "{} EENTER, {} ERESUME; {} asynchronous exits for exceptions, {interrupts}; {} requests to the host",
             s.eenter, s.eresume, s.exceptions, s.host_calls
         ),
     );
+    let mut calls = summary.linux_calls;
     if calls.is_empty() {
         ui.warn(
-            "the runtime told no Linux calls: it does when the program exits, and only with stdio = true",
+            "the runtime told no Linux calls: it does when the program exits by itself, and only with stdio = true",
         );
     }
     calls.sort_by_key(|(number, made, passed)| (std::cmp::Reverse((*passed, *made)), *number));
@@ -271,18 +274,5 @@ fn name_of(choice: PlatformChoice) -> &'static str {
         PlatformChoice::Auto => "auto",
         PlatformChoice::Hardware => "hardware",
         PlatformChoice::Emulated => "emulated",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_runtimes_record_is_read() {
-        assert_eq!(parse_linux_calls("ENCLOS-LINUX 0=5/3 202=7/0"), Some(vec![(0, 5, 3), (202, 7, 0)]));
-        assert_eq!(parse_linux_calls("ENCLOS-LINUX"), Some(vec![]));
-        assert_eq!(parse_linux_calls("ENCLOS-LINUX 0=5"), None);
-        assert_eq!(parse_linux_calls("ENCLOS-CALLS direct=1"), None);
     }
 }

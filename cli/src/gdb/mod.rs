@@ -51,7 +51,8 @@ fn runtime_code(image: &Image) -> u64 {
     image.hints().enclu_sites.first().copied().unwrap_or_default()
 }
 
-/// Signals that the emulated CPU and the host library use for themselves.
+/// Signals that the emulated CPU and the host library use for themselves. Not those of faults that are the program's
+/// own: gdb stops at them, where they happen.
 fn signals() -> String {
-    format!("SIGSYS SIGILL SIGSEGV SIGBUS SIGFPE SIG{}", enclos_host::interrupt_signal())
+    format!("SIGSYS SIGILL SIG{}", enclos_host::interrupt_signal())
 }

@@ -68,7 +68,7 @@ class ShowEnclaves(gdb.Command):
 
 ENCLAVES = Enclaves()
 ShowEnclaves()
-# How the emulated CPU learns of Linux calls, of instructions that fault inside, and of time limits.
+# How the emulated CPU learns of Linux calls and of instructions that are not executed inside, and of time limits.
 gdb.execute("handle {{signals}} nostop noprint pass", to_string=True)
 gdb.execute("set breakpoint pending on")
 for folder, name in IMAGE["sources"]:

@@ -271,6 +271,10 @@ impl Initialized for Enclave {
         self.threads
             .patch_enclu_sites(offsets, |at| self.state.page(at).is_some_and(|p| p.permissions == code));
     }
+
+    fn asynchronous_exits(&self) -> Option<u64> {
+        Some(self.threads.transitions().aex)
+    }
 }
 
 impl std::fmt::Debug for Enclave {
