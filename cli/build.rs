@@ -39,6 +39,8 @@ fn main() {
     collect(&here.join("bench"), "", &mut bench);
     let mut attester = BTreeMap::new();
     collect(&here.join("attester"), "", &mut attester);
+    let mut runner = BTreeMap::new();
+    collect(&here.join("runner"), "", &mut runner);
     let lock = read(&root.join("Cargo.lock"));
 
     let mut out = String::new();
@@ -46,6 +48,7 @@ fn main() {
     table(&mut out, "SCAFFOLD", "What `enclos new` writes.", &scaffold);
     table(&mut out, "BENCH", "The project of the benchmark enclave.", &bench);
     table(&mut out, "ATTESTER", "The project of the enclave behind `enclos quote`.", &attester);
+    table(&mut out, "RUNNER", "The host program of plain programs in containers.", &runner);
     writeln!(out, "/// The versions everything was tested with.\npub(crate) const LOCK: &str = {lock:?};")
         .expect("strings take everything");
     let to = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("embedded.rs");

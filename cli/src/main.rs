@@ -7,6 +7,7 @@
 
 mod command;
 mod embedded;
+mod gdb;
 mod linux_calls;
 mod project;
 mod quoting;

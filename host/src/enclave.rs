@@ -15,6 +15,7 @@ use enclos_platform::hardware::Hardware;
 use enclos_platform::{EnterFunction, Initialized, Kind, Platform, PlatformError, Run};
 
 use crate::aesm::Aesm;
+use crate::backtrace::{self, Symbol};
 use crate::call::EnclaveTransport;
 use crate::clock::Clock;
 use crate::entry::{self, Entry, Evict, Leaf, Left, Registers};
@@ -23,6 +24,7 @@ use crate::hostcall::HostCall;
 use crate::load::{self, ImageSource, LoadError};
 use crate::memory::{Mapping, UntrustedMemory};
 use crate::sockets::{Bell, Sockets};
+use crate::statistics::{Reporter, STATISTICS_VARIABLE};
 use crate::threads::{Event, IndexSet, futex_wake};
 
 /// Which platform to run on.
@@ -140,7 +142,7 @@ pub enum StartError {
 
 /// Sees the requests that were served, and says what the enclave is told.
 pub(crate) type Inspector = Box<dyn Fn(&mut HostCall<'_>) -> i64 + Send + Sync>;
-type LogSink = Box<dyn Fn(LogLevel, &str) + Send + Sync>;
+pub(crate) type LogSink = Box<dyn Fn(LogLevel, &str) + Send + Sync>;
 
 /// Says how an enclave is to be started.
 pub struct Builder {
@@ -152,6 +154,7 @@ pub struct Builder {
     mounts: Vec<(String, PathBuf)>,
     services: Router,
     limits: Limits,
+    statistics: Option<PathBuf>,
     io: Io,
 }
 
@@ -257,6 +260,14 @@ impl Builder {
         self
     }
 
+    /// Adds a [`Summary`](crate::Summary) to this file when the enclave has ended; default: to the one that
+    /// [`STATISTICS_VARIABLE`] names, if it is set.
+    #[must_use]
+    pub fn statistics(mut self, file: impl Into<PathBuf>) -> Self {
+        self.statistics = Some(file.into());
+        self
+    }
+
     /// Shows every request of the enclave after it was served, typed services excepted; what the function returns is
     /// what the enclave is told. This is all that an untrusted host sees and can say, so it is how to find out what
     /// leaves an enclave, and what becomes of it when its host lies.
@@ -287,6 +298,12 @@ impl Builder {
         }
         let files = Files::open(&self.mounts)
             .map_err(|(directory, source)| StartError::Mount { directory, source })?;
+        let mut io = self.io;
+        let mut env = self.env;
+        let reporter = self.statistics.map(|file| {
+            env.push((abi::REPORT_VARIABLE.to_owned(), "1".to_owned()));
+            Reporter::new(file, &mut io.log)
+        });
         let file = self.image.read()?;
         let loaded = load::load(&file, machine.as_ref())?;
         drop(file);
@@ -295,7 +312,7 @@ impl Builder {
         let os = |what| move |source| StartError::Os { what, source };
         let frames = Mapping::new(count * abi::FRAME_SIZE as usize).map_err(os("memory for frames"))?;
         let args = nul_ended(self.args)?;
-        let env = nul_ended(self.env.into_iter().map(|(n, v)| format!("{n}={v}")))?;
+        let env = nul_ended(env.into_iter().map(|(n, v)| format!("{n}={v}")))?;
         let info = Box::new(StartInfo {
             abi_version: abi::ABI_VERSION,
             platform: if machine.kind() == Kind::Hardware { 1 } else { 2 },
@@ -313,6 +330,8 @@ impl Builder {
             this: this.clone(),
             function: loaded.enclave.enter_function(),
             kind: machine.kind(),
+            _shown: crate::debugger::show(loaded.enclave.base(), &loaded.mrenclave),
+            symbols: loaded.symbols,
             slots: loaded
                 .tcs
                 .iter()
@@ -333,7 +352,8 @@ impl Builder {
             files,
             memory: UntrustedMemory::new(frames, self.limits.untrusted_memory),
             clock,
-            io: self.io,
+            io,
+            reporter,
             limits: self.limits,
             switchless: crate::switchless::Slots::default(),
             pages_added: AtomicU64::new(0),
@@ -369,9 +389,7 @@ impl std::fmt::Debug for Builder {
 }
 
 /// How often threads crossed an enclave's boundary, all of them together.
-///
-/// Asynchronous exits for interrupts of the host are not seen: after them the CPU resumes by itself (in the vDSO).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Statistics {
     /// ENCLU\[EENTER\]: calls, answers to requests, looks at exceptions.
@@ -380,6 +398,9 @@ pub struct Statistics {
     pub eresume: u64,
     /// Asynchronous exits for exceptions.
     pub exceptions: u64,
+    /// All asynchronous exits: for exceptions, and for signals, which stand for the interrupts of hardware. Only the
+    /// emulated CPU can count them: after an interrupt hardware resumes by itself (in the vDSO).
+    pub asynchronous_exits: Option<u64>,
     /// Requests to the host.
     pub host_calls: u64,
     /// Pages added after the start (EAUG), as the enclave asked for them.
@@ -407,6 +428,7 @@ impl Enclave {
             mounts: Vec::new(),
             services: Router::new(),
             limits: Limits::default(),
+            statistics: std::env::var_os(STATISTICS_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from),
             io: Io {
                 stdin: Mutex::new(Box::new(std::io::empty())),
                 stdout: Mutex::new(Box::new(std::io::stdout())),
@@ -478,21 +500,12 @@ impl Enclave {
 
     /// Requests of the enclave to the host so far.
     pub fn host_calls(&self) -> u64 {
-        self.shared.slots.iter().map(|s| s.host_calls.load(Ordering::Relaxed)).sum()
+        self.shared.statistics().host_calls
     }
 
-    /// How often threads crossed the boundary so far, as the host sees it.
+    /// How often threads crossed the boundary so far.
     pub fn statistics(&self) -> Statistics {
-        let sum =
-            |f: fn(&Slot) -> &AtomicU64| self.shared.slots.iter().map(|s| f(s).load(Ordering::Relaxed)).sum();
-        Statistics {
-            eenter: sum(|s| &s.entries),
-            eresume: sum(|s| &s.resumptions),
-            exceptions: sum(|s| &s.exceptions),
-            host_calls: self.host_calls(),
-            pages_added: self.shared.pages_added.load(Ordering::Relaxed),
-            pages_removed: self.shared.pages_removed.load(Ordering::Relaxed),
-        }
+        self.shared.statistics()
     }
 
     /// The enclave as the platform has it.
@@ -527,6 +540,9 @@ pub(crate) struct Shared {
     this: Weak<Self>,
     function: EnterFunction,
     kind: Kind,
+    _shown: crate::debugger::Shown,
+    /// Functions, of a debug image.
+    symbols: Vec<Symbol>,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) enclave: Arc<dyn Initialized>,
     /// TCSs whose thread waits for calls.
@@ -543,6 +559,7 @@ pub(crate) struct Shared {
     pub(crate) memory: UntrustedMemory,
     pub(crate) clock: Clock,
     pub(crate) io: Io,
+    reporter: Option<Reporter>,
     pub(crate) limits: Limits,
     pub(crate) switchless: crate::switchless::Slots,
     pub(crate) pages_added: AtomicU64,
@@ -833,7 +850,13 @@ impl Shared {
     fn left_for_good(&self, slot: &Slot, registers: &Registers) -> Outcome {
         match registers.rdi {
             exit::EXIT => self.finish(End::Exited { status: registers.rsi as i32 }),
-            exit::FAULT => self.finish(self.memory.fault_report(slot.frame, registers.rsi)),
+            exit::FAULT => {
+                let mut end = self.memory.fault_report(slot.frame, registers.rsi);
+                if !self.symbols.is_empty() {
+                    backtrace::explain(&mut end, &self.symbols, self.enclave.base(), slot.tcs);
+                }
+                self.finish(end);
+            }
             exit::REFUSED if registers.rsi == refusal::ENDED => {
                 // Another thread ends it at this moment.
                 if self.wait(Some(Duration::from_secs(1))).is_none() {
@@ -846,6 +869,19 @@ impl Shared {
         Outcome::Ended
     }
 
+    fn statistics(&self) -> Statistics {
+        let sum = |f: fn(&Slot) -> &AtomicU64| self.slots.iter().map(|s| f(s).load(Ordering::Relaxed)).sum();
+        Statistics {
+            eenter: sum(|s| &s.entries),
+            eresume: sum(|s| &s.resumptions),
+            exceptions: sum(|s| &s.exceptions),
+            asynchronous_exits: self.enclave.asynchronous_exits(),
+            host_calls: sum(|s| &s.host_calls),
+            pages_added: self.pages_added.load(Ordering::Relaxed),
+            pages_removed: self.pages_removed.load(Ordering::Relaxed),
+        }
+    }
+
     fn broken(&self, what: String) {
         self.finish(End::Broken { what });
     }
@@ -854,6 +890,9 @@ impl Shared {
     pub(crate) fn finish(&self, end: End) {
         if self.end.set(end).is_err() {
             return;
+        }
+        if let Some(reporter) = &self.reporter {
+            reporter.write(self.statistics());
         }
         self.ended.store(true, Ordering::SeqCst);
         for slot in &self.slots {

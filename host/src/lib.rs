@@ -27,8 +27,10 @@
 //! ended.
 
 pub mod aesm;
+mod backtrace;
 mod call;
 mod clock;
+mod debugger;
 mod enclave;
 mod entry;
 mod files;
@@ -36,6 +38,7 @@ mod hostcall;
 mod load;
 mod memory;
 mod sockets;
+mod statistics;
 mod switchless;
 mod threads;
 
@@ -44,6 +47,7 @@ pub use self::enclave::{Builder, Enclave, Limits, LogLevel, PlatformChoice, Star
 pub use self::entry::interrupt_signal;
 pub use self::hostcall::HostCall;
 pub use self::load::{ImageSource, LoadError};
+pub use self::statistics::{STATISTICS_VARIABLE, Summary};
 pub use self::switchless::SwitchlessEnclave;
 pub use enclos::contract::{CallError, ConnectError, End, Failure, Party};
 pub use enclos_platform::Kind;

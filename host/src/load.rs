@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use enclos::abi::{ThreadSeed, thread};
 use enclos::image::{FileError, FileHeader, INFO_MAGIC, ImageInfo};
-use enclos_platform::sgx_isa::{self, Miscselect, PageType, SecinfoFlags, Sigstruct};
+use enclos_platform::sgx_isa::{self, AttributesFlags, Miscselect, PageType, SecinfoFlags, Sigstruct};
 use enclos_platform::{CreateParams, Initialized, Pages, Platform, PlatformError};
+
+use crate::backtrace::Symbol;
 
 const PAGE: usize = 4096;
 /// Bytes of one EEXTEND.
@@ -130,12 +132,16 @@ pub(crate) struct Loaded {
     pub(crate) tcs: Vec<u64>,
     /// How many of them are there, from the first on.
     pub(crate) present: usize,
+    pub(crate) mrenclave: [u8; 32],
+    /// Functions, of a debug image; sorted.
+    pub(crate) symbols: Vec<Symbol>,
 }
 
 #[derive(Default, serde::Deserialize)]
 #[serde(default)]
 struct Hints {
     enclu_sites: Vec<u64>,
+    symbols: Vec<Symbol>,
 }
 
 impl ImageSource {
@@ -154,7 +160,7 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
         return Err(LoadError::Unsigned);
     }
     let sigstruct = Sigstruct::try_copy_from(parts.sigstruct).ok_or(LoadError::Sigstruct)?;
-    let hints = match parts.hints {
+    let mut hints = match parts.hints {
         [] => Hints::default(),
         json => serde_json::from_slice(json).map_err(|e| LoadError::Hints { message: e.to_string() })?,
     };
@@ -220,11 +226,15 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
     let enclave = build.init(&sigstruct)?;
     enclave.hint_enclu_sites(&hints.enclu_sites);
     tcs.sort_unstable();
+    if !sigstruct.attributes.flags.contains(AttributesFlags::DEBUG) {
+        hints.symbols.clear();
+    }
+    hints.symbols.sort_by_key(|s| s.offset);
     let present = tcs.len();
     if let Some(growth) = growth {
         tcs.extend(growth.later_tcs(present as u64, size).map(|offset| enclave.base() + offset));
     }
-    Ok(Loaded { enclave, tcs, present })
+    Ok(Loaded { enclave, tcs, present, mrenclave: sigstruct.enclavehash, symbols: hints.symbols })
 }
 
 /// What an image with dynamic memory says of the threads that it may have later. Where it is wrong, the enclave refuses to

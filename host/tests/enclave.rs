@@ -260,6 +260,24 @@ fn a_fault_ends_the_enclave_and_not_the_host() {
 }
 
 #[test]
+fn a_debug_image_says_where_it_faulted_and_no_other_does() {
+    let fault_of = |image: Vec<u8>| {
+        let enclave = Enclave::builder(image).on(emulator()).start().unwrap();
+        enclave.connect::<GuestClient<_>>().unwrap().crash().unwrap_err();
+        let Err(End::Faulted { vector: 14, thread: _, text }) = enclave.wait() else {
+            panic!("no page fault")
+        };
+        text
+    };
+    let said = fault_of(support::sign(&format!("{CONFIG}debug = true\n"), false));
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("page fault (#PF) at application+0x"), "{said}");
+    assert!(lines[1].starts_with("   0: ") && lines[1].contains("Guest"), "{said}");
+    assert!(lines[2..].iter().any(|l| l.contains("enclos_enclave::serve")), "{said}");
+    assert_eq!(fault_of(image().to_vec()), "page fault (#PF)", "addresses of others would help attackers");
+}
+
+#[test]
 fn deadlines_take_threads_out() {
     let (_enclave, guest) = start();
     let hasty = guest.with_deadline(Duration::from_millis(50));

@@ -145,6 +145,10 @@ pub trait DynamicMemory: Send + Sync {
     /// # Errors
     /// When a page is of another kind; pages before it were removed.
     fn remove(&self, offset: u64, count: u64) -> Result<(), PlatformError>;
+    /// Asynchronous exits so far, for whatever reason. `None`: the platform cannot tell.
+    fn asynchronous_exits(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The calling convention of `__vdso_sgx_enter_enclave` (Linux `arch/x86/include/uapi/asm/sgx.h`): RDI, RSI, RDX are

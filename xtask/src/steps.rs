@@ -29,6 +29,7 @@ pub(crate) const STEPS: &[Step] = &[
         about: "other people's software against ours (tests/conformance)",
         run: conformance,
     },
+    Step { name: "gdb", about: "Debian's gdb in an enclave, and what faults report", run: gdb },
     Step { name: "postgres", about: "replicas of the attestation service on PostgreSQL", run: postgres },
     Step {
         name: "quotes",
@@ -62,8 +63,13 @@ pub(crate) const STEPS: &[Step] = &[
         run: vault,
     },
     Step {
+        name: "trusted-base",
+        about: "the size of what must be trusted: bytes, lines, other people's crates",
+        run: trusted_base,
+    },
+    Step {
         name: "containers",
-        about: "skopeo, umoci and runc read and run a container image of ours",
+        about: "skopeo, umoci, runc and buildah read, run and build container images of ours",
         run: containers,
     },
     Step {
@@ -125,6 +131,13 @@ fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
         run(c.cargo(&workspace).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
     }
     Ok(())
+}
+
+fn gdb(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[("gdb", "gdb")], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/gdb/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
 }
 
 fn postgres(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
@@ -267,8 +280,74 @@ fn vault(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     expect(&second, "of an earlier run")
 }
 
+fn trusted_base(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let mut inspect = c.cargo(&c.root);
+    inspect.args(["run", "--release", "--quiet", "--"]);
+    // Nothing is built twice: the step before built it.
+    let built = run(inspect.args(["build", "--json", "examples/vault"]), tally)?;
+    let mut inspect = c.cargo(&c.root);
+    inspect.args(["run", "--release", "--quiet", "--", "inspect", "--json"]).arg(field(&built, "image")?);
+    let said: Value = serde_json::from_str(&run(&mut inspect, tally)?)
+        .map_err(|e| Failure::Wrong(format!("`enclos inspect --json` says no JSON: {e}")))?;
+    let bytes = |name: &str| {
+        let value = said["trusted_base"][name].as_u64().filter(|v| *v != 0);
+        value.ok_or_else(|| Failure::Wrong(format!("`enclos inspect --json` says no {name}")))
+    };
+    let (runtime, code) = (bytes("runtime")?, bytes("runtime_code")?);
+    println!("\nTrusted base of every image:");
+    println!("  runtime          {runtime} bytes of pages, of which {code} executable");
+    for (what, folder) in [
+        ("runtime", "trusted/runtime/src"),
+        ("enclave library", "trusted/enclave/src"),
+        ("interface", "interface/src"),
+    ] {
+        println!("  {what:16} {} lines of Rust ({folder})", lines_of_rust(&c.root.join(folder))?);
+    }
+    for package in ["enclos-runtime", "enclos-enclave"] {
+        let mut tree = c.cargo(&c.root);
+        tree.args(["tree", "--quiet", "--package", package, "--edges", "normal,no-proc-macro"]);
+        tree.args(["--prefix", "none", "--no-dedupe", "--target", "x86_64-unknown-linux-gnu"]);
+        let listed =
+            tree.output().map_err(|source| Failure::Spawn { command: "cargo tree".into(), source })?;
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let mut crates: Vec<_> =
+            listed.lines().filter(|l| !l.starts_with("enclos") && !l.is_empty()).collect();
+        crates.sort_unstable();
+        crates.dedup();
+        if crates.is_empty() {
+            return Err(Failure::Wrong(format!("cargo tree lists no crates of {package}")));
+        }
+        println!("  {package:16} {} crates of others: {}", crates.len(), crates.join(", "));
+    }
+    Ok(())
+}
+
+/// Lines of code below a folder: no blank lines, no comments, no tests at the ends of files.
+fn lines_of_rust(folder: &Path) -> Result<usize, Failure> {
+    let failed = |source| Failure::File { path: folder.to_path_buf(), source };
+    let mut lines = 0;
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            lines += lines_of_rust(&path)?;
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let text = fs::read_to_string(&path).map_err(failed)?;
+            let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+            lines += code.lines().filter(|l| !l.trim().is_empty() && !l.trim().starts_with("//")).count();
+        }
+    }
+    match lines {
+        0 => Err(Failure::Wrong(format!("{} holds no Rust", folder.display()))),
+        lines => Ok(lines),
+    }
+}
+
 fn containers(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[("skopeo", "skopeo"), ("umoci", "umoci"), ("runc", "runc")], tally)?;
+    install(
+        &[],
+        &[("skopeo", "skopeo"), ("umoci", "umoci"), ("runc", "runc"), ("buildah", "buildah")],
+        tally,
+    )?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/containers/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)

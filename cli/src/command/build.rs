@@ -10,9 +10,9 @@ use enclos_platform::emulator::machine::MachineConfig;
 use serde_json::json;
 
 use super::{Error, Outcome, say_identity, say_json, write};
-use crate::embedded;
 use crate::project::{Project, developer_key};
 use crate::ui::{Bar, Ui};
+use crate::{embedded, gdb};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -55,6 +55,8 @@ pub(crate) struct Options {
 pub(crate) struct Built {
     pub(crate) path: PathBuf,
     pub(crate) image: Image,
+    /// Of a debug image: the script by which gdb finds its symbols.
+    pub(crate) gdb_script: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
@@ -69,10 +71,14 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
             "product_id": identity.product_id,
             "security_version": identity.security_version,
             "debug": identity.debug,
+            "gdb_script": built.gdb_script,
         }));
     } else {
         ui.status("image", built.path.display());
         say_identity(&built.image, ui);
+        if let Some(script) = &built.gdb_script {
+            ui.status("debugging", format_args!("gdb -x {} --args <host program>", script.display()));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -90,14 +96,23 @@ pub(crate) fn image(project: &Project, options: &Options, ui: Ui) -> Result<Buil
 /// # Errors
 /// When it cannot be unpacked or built.
 pub(crate) fn embedded_image(name: &str, files: &[(&str, &str)], ui: Ui) -> Result<Built, Error> {
-    image(&embedded_project(name, files, ui)?, &Options::default(), ui)
+    let project = embedded_project(name, files, ui)?;
+    image(&project, &Options::default(), ui)
 }
 
-/// Unpacks such a project.
+/// Unpacks such a project, and opens it.
 ///
 /// # Errors
 /// When it cannot be unpacked.
 pub(crate) fn embedded_project(name: &str, files: &[(&str, &str)], ui: Ui) -> Result<Project, Error> {
+    Project::open(&unpack(name, files)?, ui)
+}
+
+/// Unpacks a project that this command carries with it into the state directory, and returns where it is.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) fn unpack(name: &str, files: &[(&str, &str)]) -> Result<PathBuf, Error> {
     let version = embedded::version_of(files).replace(' ', "-");
     let folder = MachineConfig::state_dir().join(name).join(&version[..version.len().min(24)]);
     embedded::write_all(&folder, embedded::project(files, &[]))?;
@@ -106,7 +121,7 @@ pub(crate) fn embedded_project(name: &str, files: &[(&str, &str)], ui: Ui) -> Re
     }
     // Project and SDK have versions of their own.
     embedded::unpack_sdk(&folder)?;
-    Project::open(&folder, ui)
+    Ok(folder)
 }
 
 fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -> Result<Built, Error> {
@@ -128,7 +143,11 @@ fn image_signed_by(project: &Project, options: &Options, signed: bool, ui: Ui) -
         std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.into(), source })?;
     }
     write(&path, &image.to_file_bytes())?;
-    Ok(Built { path, image })
+    let gdb_script = match image.identity().debug {
+        true => Some(gdb::write_script(project, &image, &path)?),
+        false => None,
+    };
+    Ok(Built { path, image, gdb_script })
 }
 
 /// Shows a build: a bar on a terminal, cargo's lines elsewhere; the compiler's diagnostics in any case.

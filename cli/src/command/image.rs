@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::build::{self, Display};
 use super::{Error, Outcome, read, say_identity, say_json};
+use crate::embedded;
 use crate::project::Project;
 use crate::ui::Ui;
 
@@ -19,7 +20,8 @@ Examples:
   enclos image --key release-key.pem --tag 1.2
   enclos inspect oci:target/enclos/vault.oci
 
-The container holds the host program, linked statically, and the enclave; no base image, no shell. It runs as user 65532
+The container holds the host program, linked statically, and the enclave; no base image, no shell. A plain program, a
+project without host/, gets a host program that does what `enclos run` does. It runs as user 65532
 in /var/lib/enclos, where its state goes: mount a volume there. On an SGX node give it /dev/sgx_enclave; without the device
 it runs on the emulated CPU, which protects nothing, and says so.
 
@@ -50,10 +52,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let project = Project::open(&args.project, ui)?;
     let name = project.config.name.as_str();
-    let Some(host) = project.host() else {
-        return Err(Error::Usage(format!(
-            "{name} has no host program to start its enclave in a container: add the crate host/, as `enclos new` makes it"
-        )));
+    let host = match project.host() {
+        Some(manifest) => manifest,
+        None => build::unpack("runner", embedded::RUNNER)?.join("host/Cargo.toml"),
     };
     let created = created()?;
     let options = build::Options { key: args.key.clone(), output: None };

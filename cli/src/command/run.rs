@@ -3,16 +3,17 @@
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use enclos::abi::{LINUX_MAGIC, REPORT_MAGIC, REPORT_VARIABLE};
+use enclos::manifest::{Mount, items};
 use enclos::quoting::QuotingServer;
 use enclos_host::aesm::SOCKET_VARIABLE;
-use enclos_host::{Enclave, PlatformChoice, StartError};
+use enclos_host::{Enclave, PlatformChoice, STATISTICS_VARIABLE, StartError, Summary};
+use enclos_pack::Image;
 use enclos_platform::hardware::{self, Hardware};
 
 use super::build::{self, Built, HostBuild};
-use super::{Error, Outcome, say_identity};
+use super::{Error, Outcome, read_image, say_identity};
 use crate::project::Project;
 use crate::quoting::{self, PrivateAesm, TcbStateOption};
 use crate::ui::Ui;
@@ -24,15 +25,19 @@ Examples:
   enclos run --platform hardware      only on SGX hardware, or an error
   enclos run --mount /data=/srv/data  the host's directory for a mount of the manifest; may be repeated
   enclos run --stats                  say at the end what entered and left, and which Linux calls were made
+  enclos run --gdb                    under gdb, with the symbols of what runs inside (needs debug = true)
+  enclos run vault.enclave -- list    a plain program's image as it is, nothing is built
 
 A project with a host crate (`host/`) runs that program, with ENCLOS_IMAGE naming the image and ENCLOS_PLATFORM the
-platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.";
+platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.
+
+gdb is the program that ENCLOS_GDB names, else `gdb`. For processes started otherwise: docs/debugging.md.";
 
 /// Builds a project, says what it is and where it runs, and runs it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The project's folder
+    /// The project's folder, or an image
     #[arg(default_value = ".")]
     project: PathBuf,
     #[command(flatten)]
@@ -40,23 +45,39 @@ pub(crate) struct Args {
     /// auto, hardware or emulated
     #[arg(long, env = "ENCLOS_PLATFORM", default_value = "auto")]
     platform: PlatformChoice,
-    /// Of a project without a host program: say at the end how often threads entered and left, and how many Linux calls
-    /// were answered inside or needed the host
+    /// Say at the end of each enclave how often threads entered and left, and how many Linux calls were answered inside
+    /// or needed the host
     #[arg(long)]
     stats: bool,
     /// Of a project without a host program: the directory for a mount of the manifest. Sealed mounts have one below
     /// .enclos/mounts in the project's folder if none is given
     #[arg(long, value_name = "PATH=DIRECTORY", value_parser = parse_mount)]
     mount: Vec<(String, PathBuf)>,
+    /// Start under gdb, on the emulated platform; breakpoints in the enclave work
+    #[arg(long, conflicts_with = "stats")]
+    gdb: bool,
     /// Arguments of the program
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
-    let project = Project::open(&args.project, ui)?;
-    let host = project.host().map(HostBuild::start);
-    let built = build::image(&project, &args.options, ui)?;
+    let (built, host, folder) = if args.project.extension().is_some_and(|e| e == enclos_pack::image::EXTENSION) {
+        let image = read_image(&args.project)?;
+        (Built { path: args.project.clone(), image, gdb_script: None }, None, None)
+    } else {
+        let project = Project::open(&args.project, ui)?;
+        if args.gdb && !project.config.debug {
+            return Err(Error::Usage(format!(
+                "{} is not a debug image, whose memory no debugger may read: set debug = true in {}. That is measured: \
+                 the image is then another one, and must not be given secrets",
+                project.config.name.as_str(),
+                enclos_pack::config::FILE_NAME
+            )));
+        }
+        let host = project.host().map(HostBuild::start);
+        (build::image(&project, &args.options, ui)?, host, Some(project.folder))
+    };
     say_identity(&built.image, ui);
     let platform = resolve(args.platform)?;
     if platform == PlatformChoice::Hardware {
@@ -64,25 +85,25 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     } else {
         ui.warn("the platform is an emulated SGX CPU: it runs the same image, and protects nothing");
     }
-    let aesm = aesm(&project, platform)?;
+    if args.gdb {
+        return run_gdb(host, &built, platform, args, ui);
+    }
+    let aesm = aesm(&built.image, platform)?;
     match host {
-        Some(_) if args.stats => Err(Error::Usage(
-            "--stats is for projects without a host program; a host program asks Enclave::statistics() itself".into(),
-        )),
         Some(_) if !args.mount.is_empty() => Err(Error::Usage(
             "--mount is for projects without a host program; a host program calls Builder::mount itself".into(),
         )),
         Some(host) => run_host(host, &built, platform, aesm.as_ref(), args, ui),
         None => {
-            let mounts = mounts(&project, &args.mount)?;
+            let mounts = mounts(&built.image, folder.as_deref(), &args.mount)?;
             run_inside(&built, platform, aesm.as_ref(), mounts, args, ui)
         }
     }
 }
 
 /// Where quotes come from on the emulated platform, for images that may ask for them; unless the user names a place.
-fn aesm(project: &Project, platform: PlatformChoice) -> Result<Option<PrivateAesm>, Error> {
-    let attests = project.config.services.iter().any(|s| s.as_str() == "Quoting");
+fn aesm(image: &Image, platform: PlatformChoice) -> Result<Option<PrivateAesm>, Error> {
+    let attests = items(image.manifest().services).any(|s| s == "Quoting");
     let named = std::env::var_os(SOCKET_VARIABLE).is_some_and(|v| !v.is_empty());
     if platform != PlatformChoice::Emulated || !attests || named {
         return Ok(None);
@@ -118,10 +139,64 @@ fn run_host(
     let program = host.finish(ui)?;
     ui.status("running", program.display());
     let mut command = Command::new(&program);
-    command.args(&args.arguments).env("ENCLOS_IMAGE", &built.path);
+    command.args(&args.arguments);
+    let statistics = args.stats.then(StatisticsFile::new).transpose()?;
+    command.envs(statistics.as_ref().map(|file| (STATISTICS_VARIABLE, file.0.path())));
+    let status = run_command(command, built, platform, aesm);
+    if let Some(file) = statistics {
+        file.say(ui)?;
+    }
+    status
+}
+
+/// Runs the host program, or this command with the image, under gdb.
+fn run_gdb(host: Option<HostBuild>, built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> Outcome {
+    let Some(script) = &built.gdb_script else {
+        return Err(Error::Usage(
+            "--gdb needs the project: an image file has not the symbols. Name the project's folder".into(),
+        ));
+    };
+    if platform == PlatformChoice::Hardware {
+        return Err(Error::Usage(
+            "--gdb is for the emulated platform: on SGX hardware gdb sees a thread inside at the exit pointer, not where \
+             it is. Add --platform emulated"
+                .into(),
+        ));
+    }
+    let mut command = Command::new(std::env::var_os("ENCLOS_GDB").unwrap_or_else(|| "gdb".into()));
+    command.args(["-q", "-iex", "set debuginfod enabled off", "-x"]).arg(script).arg("--args");
+    match host {
+        Some(host) => {
+            ui.status("building", "the host program");
+            command.arg(host.finish(ui)?);
+        }
+        None => {
+            let this = std::env::current_exe();
+            let this = this.map_err(|source| Error::Spawn { program: "enclos".into(), source })?;
+            command.arg(this).args(["--quiet", "run"]).arg(&built.path).arg("--");
+        }
+    }
+    command.args(&args.arguments);
+    ui.status(
+        "debugging",
+        "`break` in the enclave, then `run`; gdb learns where the enclave lies when it is loaded",
+    );
+    let aesm = aesm(&built.image, platform)?;
+    run_command(command, built, platform, aesm.as_ref())
+}
+
+/// Runs a host program for an image to its end.
+fn run_command(
+    mut command: Command,
+    built: &Built,
+    platform: PlatformChoice,
+    aesm: Option<&PrivateAesm>,
+) -> Outcome {
+    command.env("ENCLOS_IMAGE", &built.path);
     command.env("ENCLOS_PLATFORM", name_of(platform)).envs(aesm.map(PrivateAesm::variable));
-    let status =
-        command.status().map_err(|source| Error::Spawn { program: program.display().to_string(), source })?;
+    let status = command
+        .status()
+        .map_err(|source| Error::Spawn { program: command.get_program().display().to_string(), source })?;
     Ok(exit_code(status))
 }
 
@@ -137,8 +212,6 @@ fn run_inside(
         ui.status("mount", format_args!("{path} from {}", directory.display()));
     }
     ui.status("running", built.path.display());
-    let linux = Arc::new(Mutex::new(Vec::new()));
-    let seen = linux.clone();
     let mut builder = Enclave::builder(built.path.as_path())
         .platform(platform)
         .args(args.arguments.iter().map(String::as_str))
@@ -150,18 +223,13 @@ fn run_inside(
     for (path, directory) in mounts {
         builder = builder.mount(path, directory);
     }
-    if args.stats {
-        builder = builder.env(REPORT_VARIABLE, "1").log(move |level, text| match parse_linux_calls(text) {
-            Some(calls) => *seen.lock().unwrap_or_else(PoisonError::into_inner) = calls,
-            None if text.starts_with(REPORT_MAGIC) => {}
-            None => eprintln!("[enclave] {level:?}: {text}"),
-        });
+    let statistics = args.stats.then(StatisticsFile::new).transpose()?;
+    if let Some(file) = &statistics {
+        builder = builder.statistics(file.0.path());
     }
-    let enclave = builder.start()?;
-    let status = enclave.wait().map_err(Error::End);
-    if args.stats {
-        let calls = std::mem::take(&mut *linux.lock().unwrap_or_else(PoisonError::into_inner));
-        say_statistics(&enclave, calls, ui);
+    let status = builder.start()?.wait().map_err(Error::End);
+    if let Some(file) = statistics {
+        file.say(ui)?;
     }
     Ok(ExitCode::from(status? as u8))
 }
@@ -175,55 +243,72 @@ fn parse_mount(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// The directories for a project's mounts: those given, and default ones for sealed files, which are made.
-fn mounts(project: &Project, given: &[(String, PathBuf)]) -> Result<Vec<(String, PathBuf)>, Error> {
-    let wanted = &project.config.mounts;
-    if let Some((path, _)) = given.iter().find(|(path, _)| !wanted.iter().any(|m| &m.path == path)) {
+/// The directories for an image's mounts: those given, and default ones in the project's `folder` for sealed files, which
+/// are made.
+fn mounts(
+    image: &Image,
+    folder: Option<&Path>,
+    given: &[(String, PathBuf)],
+) -> Result<Vec<(String, PathBuf)>, Error> {
+    let wanted: Vec<Mount<'_>> = items(image.manifest().mounts).filter_map(Mount::parse).collect();
+    if let Some((path, _)) = given.iter().find(|(path, _)| !wanted.iter().any(|m| m.path == path)) {
         return Err(Error::Usage(format!(
-            "enclos.toml has no mount {path}; it has: {}",
-            wanted.iter().map(|m| m.path.as_str()).collect::<Vec<_>>().join(", ")
+            "the image has no mount {path}; it has: {}",
+            wanted.iter().map(|m| m.path).collect::<Vec<_>>().join(", ")
         )));
     }
     let mut all = Vec::new();
-    for mount in wanted {
-        let directory = match given.iter().find(|(path, _)| *path == mount.path) {
-            Some((_, directory)) => directory.clone(),
-            None if mount.kind.is_sealed() => {
-                let directory = project.folder.join(".enclos/mounts").join(mount.path[1..].replace('/', "-"));
+    for Mount { path, kind } in wanted {
+        let directory = match (given.iter().find(|(p, _)| p == path), folder) {
+            (Some((_, directory)), _) => directory.clone(),
+            (None, Some(folder)) if kind.is_sealed() => {
+                let directory = folder.join(".enclos/mounts").join(path[1..].replace('/', "-"));
                 std::fs::create_dir_all(&directory)
                     .map_err(|source| Error::Write { path: directory.clone(), source })?;
                 directory
             }
-            None => {
-                let path = &mount.path;
-                return Err(Error::Usage(format!("{path} is a directory of the host: say which, --mount {path}=DIRECTORY")));
+            (None, _) => {
+                return Err(Error::Usage(format!(
+                    "{path} is a directory of the host: say which, --mount {path}=DIRECTORY"
+                )));
             }
         };
-        all.push((mount.path.clone(), directory));
+        all.push((path.to_owned(), directory));
     }
     Ok(all)
 }
 
-/// Number of a Linux call, how often it was made, and how often it needed the host.
-type LinuxCall = (u64, u64, u64);
+/// Where enclaves write what they did.
+struct StatisticsFile(tempfile::NamedTempFile);
 
-/// Reads the runtime's record (`enclos::abi::LINUX_MAGIC`).
-fn parse_linux_calls(text: &str) -> Option<Vec<LinuxCall>> {
-    let call = |word: &str| {
-        let (number, counts) = word.split_once('=')?;
-        let (made, passed) = counts.split_once('/')?;
-        Some((number.parse().ok()?, made.parse().ok()?, passed.parse().ok()?))
-    };
-    text.strip_prefix(LINUX_MAGIC)?.split_ascii_whitespace().map(call).collect()
+impl StatisticsFile {
+    fn new() -> Result<Self, Error> {
+        let failed = |source| Error::Write { path: std::env::temp_dir(), source };
+        tempfile::NamedTempFile::new().map(Self).map_err(failed)
+    }
+
+    fn say(self, ui: Ui) -> Result<(), Error> {
+        let path = self.0.path();
+        let all = Summary::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        if all.is_empty() {
+            ui.warn("no enclave told what it did: the program started none, or ended without ending it");
+        }
+        all.into_iter().for_each(|summary| say_statistics(summary, ui));
+        Ok(())
+    }
 }
 
 /// On standard error: standard output is the program's.
-fn say_statistics(enclave: &Enclave, mut calls: Vec<LinuxCall>, ui: Ui) {
-    let s = enclave.statistics();
+fn say_statistics(summary: Summary, ui: Ui) {
+    let s = summary.statistics;
+    let interrupts = match s.asynchronous_exits {
+        Some(all) => format!("{} for interrupts", all.saturating_sub(s.exceptions)),
+        None => "those for interrupts are not seen".to_owned(),
+    };
     ui.status(
         "crossings",
         format_args!(
-            "{} EENTER, {} ERESUME, {} exceptions; {} requests to the host",
+            "{} EENTER, {} ERESUME; {} asynchronous exits for exceptions, {interrupts}; {} requests to the host",
             s.eenter, s.eresume, s.exceptions, s.host_calls
         ),
     );
@@ -240,9 +325,10 @@ fn say_statistics(enclave: &Enclave, mut calls: Vec<LinuxCall>, ui: Ui) {
             ),
         );
     }
+    let mut calls = summary.linux_calls;
     if calls.is_empty() {
         ui.warn(
-            "the runtime told no Linux calls: it does when the program exits, and only with stdio = true",
+            "the runtime told no Linux calls: it does when the program exits by itself, and only with stdio = true",
         );
     }
     calls.sort_by_key(|(number, made, passed)| (std::cmp::Reverse((*passed, *made)), *number));
@@ -275,13 +361,5 @@ mod tests {
     fn mounts_are_read() {
         assert_eq!(parse_mount("/a=b=c"), Ok(("/a".to_owned(), "b=c".into())));
         assert!(["a=b", "/a", "/a="].into_iter().all(|t| parse_mount(t).is_err()));
-    }
-
-    #[test]
-    fn the_runtimes_record_is_read() {
-        assert_eq!(parse_linux_calls("ENCLOS-LINUX 0=5/3 202=7/0"), Some(vec![(0, 5, 3), (202, 7, 0)]));
-        assert_eq!(parse_linux_calls("ENCLOS-LINUX"), Some(vec![]));
-        assert_eq!(parse_linux_calls("ENCLOS-LINUX 0=5"), None);
-        assert_eq!(parse_linux_calls("ENCLOS-CALLS direct=1"), None);
     }
 }

@@ -344,6 +344,10 @@ impl DynamicMemory for Enclave {
             source: std::io::Error::from_raw_os_error(libc::EPERM),
         })
     }
+
+    fn asynchronous_exits(&self) -> Option<u64> {
+        Some(self.threads.transitions().aex)
+    }
 }
 
 impl std::fmt::Debug for Enclave {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Debian's skopeo, umoci and runc against an image that `enclos image` wrote. Ends with a line "N passed, N failed".
+# Debian's skopeo, umoci, runc and buildah against an image that `enclos image` wrote. Ends with a line "N passed, N failed".
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -27,6 +27,7 @@ for k in sys.argv[1].split("/"): v = v[int(k)] if isinstance(v, list) else v[k]
 print(v)' "$1"; }
 
 enclos() { (cd "$root" && cargo run --release --quiet -- "$@"); }
+binary=${CARGO_TARGET_DIR:-$root/target}/release/enclos
 made=$(enclos image examples/vault --output "$work/vault" --tag 1.0 --json)
 enclos image examples/vault --output "$work/vault.tar" --tag 1.0 --json >"$work/archive.json"
 digest=$(field digest <<<"$made")
@@ -59,6 +60,40 @@ check "it keeps secrets" grep -q "none of the values in plain text" "$work/run.1
 check "it says that the emulator protects nothing" grep -q "emulator, which protects nothing" "$work/run.1"
 check "runc runs it again" run 2
 check "the sealed vault is still there" grep -q "of an earlier run" "$work/run.2"
+
+# A plain program, without a host crate.
+enclos image examples/primes --output "$work/primes" --tag 1.0 --json >"$work/primes.json"
+umoci unpack --image "$work/primes:1.0" "$work/plain" 2>"$work/umoci"
+python3 - "$work/plain/config.json" <<'PYTHON'
+import json, sys
+config = json.load(open(sys.argv[1]))
+config["process"]["terminal"] = False
+config["process"]["args"].append("100000")
+json.dump(config, open(sys.argv[1], "w"))
+PYTHON
+check "runc runs a plain program" \
+    sh -c 'runc --root "$1/runc" run --bundle "$1/plain" "$2-3" >"$1/run.3" 2>&1' - "$work" "$container"
+check "it gets its arguments, and computes" grep -q "^9592 primes below 100000" "$work/run.3"
+
+# The scaffold's Containerfile, by buildah.
+export ENCLOS_STATE="$work/state"
+enclos new demo --path "$work/demo" --quiet
+(cd "$work/demo" && env -u CARGO_TARGET_DIR "$binary" image --quiet)
+buildah() { command buildah --root "$work/storage" --runroot "$work/storage.run" --storage-driver vfs "$@"; }
+check "buildah builds the scaffold's Containerfile" buildah build --isolation chroot --quiet --tag demo:1.0 "$work/demo"
+check "buildah writes it" buildah push --quiet demo:1.0 "oci:$work/demo.oci:1.0"
+umoci unpack --image "$work/demo.oci:1.0" "$work/scaffold" 2>"$work/umoci"
+python3 - "$work/scaffold/config.json" <<'PYTHON'
+import json, sys
+config = json.load(open(sys.argv[1]))
+config["process"]["terminal"] = False
+config["process"]["args"].append("Ada")
+config["root"]["readonly"] = False
+json.dump(config, open(sys.argv[1], "w"))
+PYTHON
+check "runc runs it" \
+    sh -c 'runc --root "$1/runc" run --bundle "$1/scaffold" "$2-4" >"$1/run.4" 2>&1' - "$work" "$container"
+check "it greets from inside" grep -q ", Ada, from inside the enclave" "$work/run.4"
 
 # A label that lies: the configuration changed by umoci itself.
 cp -r "$work/vault" "$work/lying"

@@ -75,10 +75,21 @@ pub fn compile(
         manifest: &crate_dir(project, config)?.join("Cargo.toml"),
         bin: config.build.bin.as_deref(),
         features: &config.build.features,
-        target_dir: "enclave",
+        target_dir: ENCLAVE_DIR,
+        debug: config.debug,
         flags: &[],
     };
     program.compile(progress)
+}
+
+/// Folders of source files, each with the name that it has in the debug information of the enclave's program. Where
+/// several match a path, the last counts.
+///
+/// # Errors
+/// When the project cannot be read.
+pub fn source_folders(project: &Path, config: &Config) -> Result<Vec<(PathBuf, String)>, BuildError> {
+    let metadata = metadata(&cargo_path(), &crate_dir(project, config)?.join("Cargo.toml"))?;
+    Ok(metadata.folders(&metadata.target_directory.join(ENCLAVE_DIR)))
 }
 
 /// Builds a host program for a container: like the enclave's, static and the same in any folder and on any day.
@@ -95,10 +106,14 @@ pub fn compile_host(manifest: &Path, progress: &mut dyn FnMut(Progress)) -> Resu
         bin: None,
         features: &[],
         target_dir: "container",
+        debug: false,
         flags: &["-Cstrip=debuginfo"],
     };
     program.compile(progress)
 }
+
+/// Where enclaves are built, below cargo's target folder.
+const ENCLAVE_DIR: &str = "enclave";
 
 /// A program to be built reproducibly.
 struct Program<'a> {
@@ -108,6 +123,8 @@ struct Program<'a> {
     features: &'a [String],
     /// Below cargo's target folder.
     target_dir: &'a str,
+    /// With all debug information, whatever the project's profile says?
+    debug: bool,
     /// Besides those that every such program gets.
     flags: &'a [&'a str],
 }
@@ -157,6 +174,10 @@ impl Program<'_> {
             .env("CXXFLAGS", &c_flags)
             .env("RUSTC_WRAPPER", wrapper)
             .env("ENCLOS_WORKSPACE", &metadata.workspace_root);
+        if self.debug {
+            command.env("CARGO_PROFILE_RELEASE_DEBUG", "full").env("CARGO_PROFILE_RELEASE_STRIP", "none");
+            command.env("CARGO_PROFILE_RELEASE_SPLIT_DEBUGINFO", "off");
+        }
         if !self.features.is_empty() {
             command.arg("--features").arg(self.features.join(","));
         }
