@@ -165,6 +165,7 @@ impl Interests {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
+                self.slots.try_reserve(1).map_err(|_| Errno::NOMEM)?;
                 self.slots.push(Slot::default());
                 self.slots.len() as u32 - 1
             }
@@ -287,6 +288,17 @@ impl Out {
     }
 }
 
+/// Size of a [`Ready`].
+const READY: usize = size_of::<Ready>();
+/// How many of them are copied at a time.
+const BATCH: usize = 64;
+
+/// What the host wrote of one event.
+fn reported(raw: &[u8; READY]) -> Ready {
+    let [a @ .., e0, e1, e2, e3, _, _, _, _] = *raw;
+    Ready { index: u64::from_le_bytes(a), events: u32::from_le_bytes([e0, e1, e2, e3]), reserved: 0 }
+}
+
 impl Epoll {
     /// Something inside may be ready: gets those who wait out of the host.
     pub fn wake(&self) {
@@ -327,17 +339,14 @@ impl Epoll {
                 interests.waiting -= 1;
                 match host::checked(answer, most) {
                     Ok(count) => {
-                        for i in 0..count {
-                            let mut raw = [0; size_of::<Ready>()];
-                            Frame::of(me).get(i * size_of::<Ready>() as u64, &mut raw);
-                            let [a @ .., e0, e1, e2, e3, _, _, _, _] = raw;
-                            let ready = Ready {
-                                index: u64::from_le_bytes(a),
-                                events: u32::from_le_bytes([e0, e1, e2, e3]),
-                                reserved: 0,
-                            };
-                            if let Some((events, data)) = interests.take(ready) {
-                                out.put(events, data);
+                        let mut raw = [0; BATCH * READY];
+                        for first in (0..count as usize).step_by(BATCH) {
+                            let raw = &mut raw[..READY * BATCH.min(count as usize - first)];
+                            Frame::of(me).get((first * READY) as u64, raw);
+                            for ready in raw.chunks_exact(READY).filter_map(|r| r.first_chunk()) {
+                                if let Some((events, data)) = interests.take(reported(ready)) {
+                                    out.put(events, data);
+                                }
                             }
                         }
                     }
