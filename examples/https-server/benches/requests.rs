@@ -97,6 +97,8 @@ struct Round {
     crossings: [f64; 2],
 }
 
+type Figure = fn(&Round) -> f64;
+
 fn run(options: &Options) -> Result<(), Error> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = Config::load(&project.join("enclos.toml"))?;
@@ -116,14 +118,14 @@ fn run(options: &Options) -> Result<(), Error> {
         }
     }
     eprintln!();
-    let median = |rounds: &[Round], f: fn(&Round) -> f64| {
+    let median = |rounds: &[Round], f: Figure| {
         let mut all: Vec<f64> = rounds.iter().map(f).collect();
         all.sort_by(f64::total_cmp);
         (all[all.len() / 2], all[0], all[all.len() - 1])
     };
     let exits = median(&inside_rounds, |r| r.crossings[0] / r.requests).0;
     let asked = median(&inside_rounds, |r| r.crossings[1] / r.requests).0;
-    let figures: [(&str, &str, fn(&Round) -> f64, bool); 2] = [
+    let figures: [(&str, &str, Figure, bool); 2] = [
         ("HTTPS requests", "1/s", |r| r.per_second, true),
         ("processor time a request", "us", |r| r.processor_us, false),
     ];
