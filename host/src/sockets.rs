@@ -86,6 +86,18 @@ impl Sockets {
     }
 }
 
+impl Sockets {
+    /// Ends every EPOLL_WAIT, or the next.
+    pub(crate) fn wake_all(&self) {
+        let items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        for item in items.slots.iter().flatten() {
+            if let Kind::Epoll { bell } = &item.kind {
+                write_one(bell.as_raw_fd());
+            }
+        }
+    }
+}
+
 /// Ends a thread's POLL: an eventfd, made when first needed.
 #[derive(Default)]
 pub(crate) struct Bell {
@@ -249,7 +261,7 @@ impl Shared {
         let Kind::Epoll { bell } = &item.kind else { return Err(libc::EINVAL) };
         let most = most.clamp(1, abi::MAX_READY) as usize;
         let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; ROOM];
-        if entry::is_expired() || self.ended.load(Ordering::SeqCst) {
+        if entry::is_expired() || self.ended.load(Ordering::SeqCst) || self.take_signalled() {
             return Err(libc::EINTR);
         }
         let time = timespec(limit_ns);
@@ -273,6 +285,9 @@ impl Shared {
             let event = unsafe { event.assume_init() };
             if event.u64 == WAKE {
                 read_all(bell.as_raw_fd());
+                if found == 1 && self.take_signalled() {
+                    return Err(libc::EINTR);
+                }
             } else {
                 let ready = Ready { index: event.u64, events: event.events, reserved: 0 };
                 // SAFETY: the frame has room for MAX_READY of them and is this thread's until it is entered again.
@@ -305,6 +320,10 @@ impl Shared {
         let woken = slot.wake.swap(0, Ordering::SeqCst) == 1
             || entry::is_expired()
             || self.ended.load(Ordering::SeqCst);
+        if self.take_signalled() {
+            slot.poll_wake.is_polling.store(false, Ordering::SeqCst);
+            return Err(libc::EINTR);
+        }
         let time = timespec(if woken { 0 } else { limit_ns });
         let time = if limit_ns == u64::MAX && !woken { std::ptr::null() } else { &raw const time };
         // SAFETY: the array is ours, as is the timeout. A signal ends it.
@@ -317,6 +336,9 @@ impl Shared {
             slot.wake.store(0, Ordering::SeqCst);
         }
         found?;
+        if fds[..fds.len() - 1].iter().all(|f| f.revents == 0) && self.take_signalled() {
+            return Err(libc::EINTR);
+        }
         let mut ready = 0;
         for (p, fd) in polled.iter_mut().zip(&fds) {
             p.found = fd.revents as u16;

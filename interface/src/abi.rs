@@ -183,6 +183,10 @@ pub mod hostcall {
     /// poll: the frame holds a [`Polled`](super::Polled)s; b nanoseconds at most (u64::MAX: no limit). A WAKE of the
     /// thread ends it as well. Result: how many are ready.
     pub const POLL: u64 = 31;
+
+    /// Which signals has the host been sent for the program since it was asked last? Asked after a WAIT, POLL or
+    /// EPOLL_WAIT that gave -EINTR, where the manifest permits signals. Result: a set, bit 0 is signal 1.
+    pub const SIGNALS: u64 = 48;
 }
 
 /// [`RuntimeTable::next_call`] has a call to deliver.

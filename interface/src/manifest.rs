@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the encoding; first field of a manifest.
-pub const MANIFEST_VERSION: u32 = 2;
+pub const MANIFEST_VERSION: u32 = 3;
 
 /// The manifest as it stands in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,8 @@ pub struct Manifest<'a> {
     pub listen: &'a str,
     /// Addresses that may be connected to or sent to: likewise.
     pub connect: &'a str,
+    /// Signals that the host may send to the program: bit 0 is signal 1.
+    pub signals: u64,
 }
 
 impl<'a> Manifest<'a> {

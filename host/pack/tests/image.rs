@@ -136,7 +136,7 @@ fn the_runtime_built_in_packs() {
 fn every_setting_that_matters_is_measured() {
     let base = image(&config()).mrenclave();
     assert_eq!(base, image(&config()).mrenclave(), "same inputs, same measurement");
-    let changes: [fn(&mut Config); 8] = [
+    let changes: [fn(&mut Config); 9] = [
         |c| c.debug = true,
         |c| c.product_id = 7,
         |c| c.security_version = 7,
@@ -144,6 +144,7 @@ fn every_setting_that_matters_is_measured() {
         |c| c.args = false,
         |c| c.network.listen = vec![enclos_pack::config::Address::new("127.0.0.1:1").expect("sound")],
         |c| c.network.connect = vec![enclos_pack::config::Address::new("127.0.0.1:1").expect("sound")],
+        |c| c.signals = vec![enclos_pack::config::Signal::Term],
         |c| c.threads = enclos_pack::config::Threads::new(2).expect("sound"),
     ];
     for change in changes {

@@ -21,6 +21,7 @@ static STDIN: AtomicBool = AtomicBool::new(false);
 static LISTEN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static CONNECT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static CPUS: AtomicU64 = AtomicU64::new(1);
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
 
 /// Does the address lie in the application's image?
 pub fn in_application(address: u64) -> bool {
@@ -69,6 +70,11 @@ fn rules([at, len]: &[AtomicU64; 2]) -> &'static str {
 fn remember_rules([at, len]: &[AtomicU64; 2], rules: &str) {
     at.store(rules.as_ptr() as u64, Ordering::Relaxed);
     len.store(rules.len() as u64, Ordering::Relaxed);
+}
+
+/// Signals that the host may send: bit 0 is signal 1.
+pub fn signals() -> u64 {
+    SIGNALS.load(Ordering::Relaxed)
 }
 
 /// CPUs to report, at most as many as there are threads.
@@ -139,6 +145,7 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     STDIN.store(manifest.stdin, Ordering::Relaxed);
     remember_rules(&LISTEN, manifest.listen);
     remember_rules(&CONNECT, manifest.connect);
+    SIGNALS.store(manifest.signals, Ordering::Relaxed);
     CPUS.store(given.cpus.clamp(1, threads), Ordering::Relaxed);
     thread::initialise(base + image.thread_area, image.threads, given.frames);
     me.prepare();

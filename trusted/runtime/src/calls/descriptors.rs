@@ -226,7 +226,7 @@ impl Watch {
 /// Waits until `attempt` gives something, looking again whenever one of the watches has changed.
 ///
 /// # Errors
-/// EAGAIN when the time (CLOCK_MONOTONIC) has come, EINTR when the enclave has ended.
+/// EAGAIN when the time (CLOCK_MONOTONIC) has come, EINTR for a signal and when the enclave has ended.
 pub fn wait_for<T>(
     me: &mut Thread,
     watch: &Watch,
@@ -239,7 +239,8 @@ pub fn wait_for<T>(
             watch.delist(me);
             return Ok(found);
         }
-        if crate::ended() {
+        if crate::ended() || super::signal::is_due(me) {
+            watch.delist(me);
             return Err(Errno::INTR);
         }
         let left = match until {

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use enclos::abi::{MAX_POLLED, MAX_READY, Polled, Ready, hostcall};
 
 use super::descriptors::{self, CLOEXEC, Kind, Now, Object, events};
-use super::{Outcome, own, time};
+use super::{Outcome, own, signal, time};
 use crate::clock::{self, Clock};
 use crate::host::{self, Errno, Frame};
 use crate::lock::SpinLock;
@@ -330,11 +330,19 @@ impl Epoll {
             };
             drop(kept);
             let left = until.map_or(FOREVER, |u| u.saturating_sub(now.monotonic));
+            // From here on whoever sends this thread a signal wakes it.
+            me.signals().waits_in_epoll(asks_host.then_some(self.handle));
+            let is_interrupted = signal::is_due(me);
             if asks_host {
+                let left = if is_interrupted { 0 } else { left };
                 let limit = if out.count != 0 { 0 } else { due.map_or(left, |d| d.min(left)) };
                 let most = (out.most - out.count).min(MAX_READY);
                 let answer =
                     host::call_keeping(me, hostcall::EPOLL_WAIT, u64::from(self.handle), most, limit);
+                me.signals().waits_in_epoll(None);
+                if answer == 0 {
+                    signal::pass_on(me, self.handle);
+                }
                 let mut interests = self.interests.lock();
                 interests.waiting -= 1;
                 match host::checked(answer, most) {
@@ -358,7 +366,7 @@ impl Epoll {
             if out.count != 0 {
                 return Ok(());
             }
-            if crate::ended() {
+            if crate::ended() || signal::is_due(me) {
                 return Err(Errno::INTR);
             }
             if until.is_some() && clock::now(me, Clock::Monotonic)? >= until.unwrap_or(0) {
@@ -368,8 +376,7 @@ impl Epoll {
     }
 }
 
-/// epoll_wait(2), epoll_pwait(2), epoll_pwait2(2): `limit` in nanoseconds, `None` for ever. There are no signals inside,
-/// so the signal mask has no meaning.
+/// epoll_wait(2), epoll_pwait(2), epoll_pwait2(2): `limit` in nanoseconds, `None` for ever.
 pub fn epoll_wait(me: &mut Thread, fd: u64, to: u64, most: u64, limit: Option<u64>) -> Outcome {
     let instance = descriptors::get(fd)?;
     let Kind::Epoll(epoll) = &instance.kind else { return Err(Errno::INVAL) };
@@ -439,6 +446,8 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
         }
         let left = until.map_or(FOREVER, |u| u.saturating_sub(now.monotonic));
         let left = if ready { 0 } else { due.map_or(left, |d| d.min(left)) };
+        // Whoever sends a signal later wakes this thread.
+        let left = if signal::is_due(me) { 0 } else { left };
         let answer = match (sockets, left) {
             (0, 0) => Ok(0),
             // The answer does not matter: what is looked at again decides.
@@ -476,7 +485,7 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
         if ready {
             return Ok(());
         }
-        if crate::ended() {
+        if crate::ended() || signal::is_due(me) {
             return Err(Errno::INTR);
         }
         if let Some(until) = until
@@ -487,9 +496,12 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
     }
 }
 
-/// Waits for one socket. EAGAIN when the time (CLOCK_MONOTONIC) has come.
+/// Waits for one socket. EAGAIN when the time (CLOCK_MONOTONIC) has come, EINTR for a signal.
 pub fn wait_for_socket(me: &mut Thread, handle: u32, wanted: u32, until: Option<u64>) -> Result<(), Errno> {
     loop {
+        if signal::is_due(me) {
+            return Err(Errno::INTR);
+        }
         let left = match until {
             None => FOREVER,
             Some(until) => match until.saturating_sub(clock::now(me, Clock::Monotonic)?) {
