@@ -9,7 +9,9 @@ use enclos::abi::{LINUX_MAGIC, REPORT_MAGIC, REPORT_VARIABLE};
 use enclos::quoting::QuotingServer;
 use enclos_host::aesm::SOCKET_VARIABLE;
 use enclos_host::{Enclave, PlatformChoice, StartError};
+use enclos_pack::config::Signal;
 use enclos_platform::hardware::{self, Hardware};
+use signal_hook::iterator::Signals;
 
 use super::build::{self, Built};
 use super::{Error, Outcome, say_identity};
@@ -25,7 +27,8 @@ Examples:
   enclos run --stats                  say at the end what entered and left, and which Linux calls were made
 
 A project with a host crate (`host/`) runs that program, with ENCLOS_IMAGE naming the image and ENCLOS_PLATFORM the
-platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.";
+platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams, and
+is passed the signals that `signals` in enclos.toml lists.";
 
 /// Builds a project, says what it is and where it runs, and runs it.
 #[derive(Debug, clap::Args)]
@@ -64,7 +67,7 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
             "--stats is for projects without a host program; a host program asks Enclave::statistics() itself".into(),
         )),
         Some(manifest) => run_host(&manifest, &built, platform, aesm.as_ref(), args, ui),
-        None => run_inside(&built, platform, aesm.as_ref(), args, ui),
+        None => run_inside(&built, platform, aesm.as_ref(), &project.config.signals, args, ui),
     }
 }
 
@@ -117,6 +120,7 @@ fn run_inside(
     built: &Built,
     platform: PlatformChoice,
     aesm: Option<&PrivateAesm>,
+    signals: &[Signal],
     args: &Args,
     ui: Ui,
 ) -> Outcome {
@@ -139,12 +143,35 @@ fn run_inside(
         });
     }
     let enclave = builder.start()?;
-    let status = enclave.wait().map_err(Error::End);
+    let status = waited(&enclave, signals)?;
     if args.stats {
         let calls = std::mem::take(&mut *linux.lock().unwrap_or_else(PoisonError::into_inner));
         say_statistics(&enclave, calls, ui);
     }
     Ok(ExitCode::from(status? as u8))
+}
+
+/// Waits for the program's end and passes on to it the signals that its manifest permits; the others do to this process
+/// what they always do.
+fn waited(enclave: &Enclave, signals: &[Signal]) -> Result<Result<i32, Error>, Error> {
+    if signals.is_empty() {
+        return Ok(enclave.wait().map_err(Error::End));
+    }
+    let numbers = signals.iter().map(|s| s.number() as i32);
+    let mut received = Signals::new(numbers)
+        .map_err(|source| Error::Usage(format!("cannot wait for signals to pass on: {source}")))?;
+    let handle = received.handle();
+    Ok(std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for signal in received.forever() {
+                // Of these numbers none is refused.
+                let _ = enclave.signal(signal);
+            }
+        });
+        let status = enclave.wait().map_err(Error::End);
+        handle.close();
+        status
+    }))
 }
 
 /// Number of a Linux call, how often it was made, and how often it needed the host.

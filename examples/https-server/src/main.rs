@@ -8,7 +8,7 @@
 //! enclos run examples/https-server -- 127.0.0.1:8443
 //! curl --cacert certificate.pem https://localhost:8443/hello
 //! ```
-//! `GET /…` greets, `POST /…` answers with the body in reverse, `POST /shutdown` ends the server.
+//! `GET /…` greets, `POST /…` answers with the body in reverse, `POST /shutdown`, SIGINT and SIGTERM end the server.
 //!
 //! More arguments: how many connections it serves at once (others wait in the kernel's queue), and for how many seconds it
 //! has patience with a client that stalls in its handshake or in the head of a request. In a body it has a minute's. A
@@ -25,6 +25,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -94,6 +95,8 @@ async fn serve(address: &str, connections: usize, patience: Duration) -> Result<
         .with_no_client_auth()
         .with_single_cert(vec![own.cert.der().clone()], key)?;
     let acceptor = TlsAcceptor::from(Arc::new(config));
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(Error::Start)?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(Error::Start)?;
     print!("{}", own.cert.pem());
     println!("listening on https://{}", listener.local_addr().map_err(listen)?);
     let done = Arc::new(Notify::new());
@@ -107,6 +110,8 @@ async fn serve(address: &str, connections: usize, patience: Duration) -> Result<
         let accepted = tokio::select! {
             accepted = accept => accepted,
             () = done.notified() => return Ok(()),
+            _ = interrupted.recv() => return Ok(()),
+            _ = terminated.recv() => return Ok(()),
         };
         let (place, stream) = match accepted {
             Ok(accepted) => accepted,

@@ -164,6 +164,16 @@ fn a_host_without_room_for_more_is_an_error_that_passes() {
 }
 
 #[test]
+fn the_host_may_ask_it_to_stop() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let server = start(|call| call.result, Captured::default());
+        assert_eq!(server.get("/"), "Hello from /\n");
+        server.enclave.signal(signal).unwrap();
+        assert_eq!(server.enclave.wait(), Ok(0));
+    }
+}
+
+#[test]
 fn other_addresses_are_refused() {
     let (err, logged) = (Captured::default(), Captured::default());
     let log = logged.0.clone();
