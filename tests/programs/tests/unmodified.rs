@@ -90,6 +90,21 @@ fn rust_with_files() {
 }
 
 #[test]
+fn what_there_is_no_more_of_is_an_error() {
+    let config = "heap = \"64 MiB\"\n[network]\nlisten = [\"127.0.0.1:0\"]\nconnect = [\"127.0.0.1:*\"]";
+    let out = Captured::default();
+    let enclave = builder(&image(&build("limits.c"), config)).stdout(out.clone()).start().unwrap();
+    assert_eq!(enclave.wait(), Ok(0), "{}", out.text());
+    let expected = "SCM_RIGHTS: Operation not supported\n\
+                    epoll within epoll: Invalid argument\n\
+                    messages: one two\n\
+                    descriptors: Too many open files, all 1 used\n\
+                    no memory: accept -1 Cannot allocate memory, socket -1 Cannot allocate memory\n\
+                    with memory: accepted\n";
+    assert_eq!(out.text(), expected);
+}
+
+#[test]
 fn a_full_file_system_is_an_error() {
     let image = image(&build("full.rs"), "heap = \"16 MiB\"");
     let out = Captured::default();

@@ -100,6 +100,7 @@ pub unsafe extern "C" fn start(info: u64, len: u64) -> ! {
         Ok((stack, entry)) => {
             thread::release();
             me.tid = 1;
+            crate::calls::signal::start(me, 0, 0);
             // SAFETY: a fresh stack and the measured entry point.
             unsafe { entry::enclos_start_application(stack, entry) }
         }

@@ -417,8 +417,11 @@ struct Item {
 
 /// Waits until one of the items is ready or the time has come; the events are in `found`.
 fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Result<(), Errno> {
+    const ATTEMPTS: u32 = 8;
     let until = deadline(me, limit)?;
+    let mut attempts = 0_u32;
     loop {
+        attempts = attempts.saturating_add(1);
         let now = Now::ask(me)?;
         let (mut ready, mut sockets, mut due) = (false, 0, None::<u64>);
         for item in items.iter_mut() {
@@ -462,8 +465,9 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
             o.watches().into_iter().flatten().for_each(|w| w.delist(me));
         });
         match answer {
-            // What is ready inside must not hide what is at the host.
-            Err(Errno::INTR) if ready && !crate::ended() => continue,
+            // What is ready inside must not hide what is at the host; but a host that is never done must not hide what is
+            // ready inside.
+            Err(Errno::INTR) if ready && attempts < ATTEMPTS && !crate::ended() => continue,
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) if !ready => return Err(e),
             Err(_) => {}
