@@ -137,7 +137,7 @@ pub fn at(index: u32) -> *mut Thread {
 /// The signals of the thread with this index.
 pub fn signals_of(index: u32) -> &'static Signals {
     // SAFETY: made of atomics, in a page that is always there.
-    unsafe { &*(&raw const (*at(index)).signals) }
+    unsafe { &(*at(index)).signals }
 }
 
 /// The identifier of the thread that runs with this index; 0: none.

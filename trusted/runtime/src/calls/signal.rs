@@ -233,7 +233,8 @@ pub fn altstack(me: &mut Thread, r: &Registers, new: u64, old: u64) -> Outcome {
 /// kill(2): there is one process.
 pub fn kill(me: &mut Thread, r: &Registers, process: u64, signal: u64) -> Outcome {
     match process as u32 as i32 {
-        0 | 1 | -1 => {}
+        // This process, its group, all processes.
+        -1..=1 => {}
         _ => return Err(Errno::SRCH),
     }
     if is_question(signal)? {
