@@ -350,6 +350,8 @@ impl Builder {
             services,
             sockets: Sockets::default(),
             files,
+            signals: AtomicU64::new(0),
+            is_signalled: AtomicBool::new(false),
             memory: UntrustedMemory::new(frames, self.limits.untrusted_memory),
             clock,
             io,
@@ -508,6 +510,21 @@ impl Enclave {
         self.shared.statistics()
     }
 
+    /// Sends a signal (signal(7), 1 to 63) to the program, as kill(2) would from another process. It takes notice at its
+    /// next wait, and only of signals that its manifest lists (`signals` in `enclos.toml`).
+    ///
+    /// # Errors
+    /// EINVAL for a number that is no signal's.
+    pub fn signal(&self, signal: i32) -> std::io::Result<()> {
+        if !(1..64).contains(&signal) {
+            return Err(std::io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        self.shared.signals.fetch_or(1 << (signal - 1), Ordering::SeqCst);
+        self.shared.is_signalled.store(true, Ordering::SeqCst);
+        self.shared.wake_all();
+        Ok(())
+    }
+
     /// The enclave as the platform has it.
     pub fn initialized(&self) -> &Arc<dyn Initialized> {
         &self.shared.enclave
@@ -556,6 +573,9 @@ pub(crate) struct Shared {
     pub(crate) services: Router,
     pub(crate) sockets: Sockets,
     pub(crate) files: Files,
+    /// Signals for the program that it has not asked for yet: bit 0 is signal 1.
+    pub(crate) signals: AtomicU64,
+    is_signalled: AtomicBool,
     pub(crate) memory: UntrustedMemory,
     pub(crate) clock: Clock,
     pub(crate) io: Io,
@@ -895,16 +915,33 @@ impl Shared {
             reporter.write(self.statistics());
         }
         self.ended.store(true, Ordering::SeqCst);
-        for slot in &self.slots {
-            slot.wake.store(1, Ordering::SeqCst);
-            futex_wake(&slot.wake, i32::MAX);
-            slot.poll_wake.ring();
-        }
+        self.wake_slots();
         self.parking.notify_all();
         drop(self.end_seen.0.lock().unwrap_or_else(PoisonError::into_inner));
         self.end_seen.1.notify_all();
         let this: Weak<dyn Evict> = self.this.clone();
         entry::evict(this);
+    }
+
+    /// Gets all threads out of their WAIT and POLL.
+    fn wake_slots(&self) {
+        for slot in &self.slots {
+            slot.wake.store(1, Ordering::SeqCst);
+            futex_wake(&slot.wake, i32::MAX);
+            slot.poll_wake.ring();
+        }
+    }
+
+    /// As [`Shared::wake_slots`], and out of EPOLL_WAIT.
+    fn wake_all(&self) {
+        self.wake_slots();
+        self.sockets.wake_all();
+    }
+
+    /// Has a signal come since this was asked last? Then the wait must end with EINTR: one wait, since a program whose
+    /// manifest permits no signals does not ask for them.
+    pub(crate) fn take_signalled(&self) -> bool {
+        self.is_signalled.load(Ordering::SeqCst) && self.is_signalled.swap(false, Ordering::SeqCst)
     }
 
     pub(crate) fn ended_failure(&self) -> Failure {

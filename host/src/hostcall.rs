@@ -97,6 +97,7 @@ impl Shared {
             hostcall::ALLOC => self.memory.allocate(a),
             hostcall::FREE => self.memory.free(a).map(|()| 0),
             hostcall::LOG => self.log(slot, a, b),
+            hostcall::SIGNALS => Ok(self.signals.swap(0, Ordering::SeqCst)),
             hostcall::SOCKET..=hostcall::POLL => self.network(slot, number, a, b, c),
             hostcall::AUGMENT => self.augment(a, b),
             hostcall::RESTRICT => self.change_pages(a, b, |memory, offset, count| {
@@ -239,9 +240,9 @@ impl Shared {
         let until = (limit_ns != 0).then(|| entry::monotonic_ns().saturating_add(limit_ns));
         loop {
             if word.swap(0, Ordering::SeqCst) == 1 {
-                return Ok(0);
+                return if self.take_signalled() { Err(libc::EINTR) } else { Ok(0) };
             }
-            if entry::is_expired() || self.ended.load(Ordering::SeqCst) {
+            if entry::is_expired() || self.ended.load(Ordering::SeqCst) || self.take_signalled() {
                 return Err(libc::EINTR);
             }
             let left = match until.map(|u| u.saturating_sub(entry::monotonic_ns())) {

@@ -5,6 +5,7 @@
 //! and both end when the enclave does.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,7 +17,10 @@ use crate::entry;
 
 /// What a handle stands for.
 enum Kind {
-    Socket,
+    Socket {
+        /// A stream has no senders to report.
+        is_stream: bool,
+    },
     Epoll {
         /// An eventfd that is registered with it as [`WAKE`].
         bell: OwnedFd,
@@ -82,6 +86,18 @@ impl Sockets {
     }
 }
 
+impl Sockets {
+    /// Ends every EPOLL_WAIT, or the next.
+    pub(crate) fn wake_all(&self) {
+        let items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        for item in items.slots.iter().flatten() {
+            if let Kind::Epoll { bell } = &item.kind {
+                write_one(bell.as_raw_fd());
+            }
+        }
+    }
+}
+
 /// Ends a thread's POLL: an eventfd, made when first needed.
 #[derive(Default)]
 pub(crate) struct Bell {
@@ -117,7 +133,7 @@ impl Shared {
                 let kind = a as u32 as i32 | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
                 // SAFETY: no memory is involved.
                 let fd = owned(unsafe { libc::socket((a >> 32) as i32, kind, b as i32) })?;
-                sockets.add(fd, Kind::Socket)
+                sockets.add(fd, Kind::Socket { is_stream: a as u32 as i32 & 0xf == libc::SOCK_STREAM })
             }
             hostcall::CLOSE => sockets.close(a),
             hostcall::EPOLL_CREATE => self.epoll_create(),
@@ -131,14 +147,16 @@ impl Shared {
                         write_one(bell.as_raw_fd());
                         Ok(0)
                     }
-                    (_, Kind::Socket) => self.socket(slot, number, item.fd.as_raw_fd(), b, c),
+                    (hostcall::RECV, Kind::Socket { is_stream: true }) => receive(slot, &item, b, c),
+                    (_, Kind::Socket { .. }) => self.socket(slot, number, &item, b, c),
                     _ => Err(libc::EINVAL),
                 }
             }
         }
     }
 
-    fn socket(&self, slot: &Slot, number: u64, fd: RawFd, b: u64, c: u64) -> Result<u64, i32> {
+    fn socket(&self, slot: &Slot, number: u64, item: &Item, b: u64, c: u64) -> Result<u64, i32> {
+        let fd = item.fd.as_raw_fd();
         let frame = slot.frame as *mut u8;
         // SAFETY: within the frame.
         let header = unsafe { frame.add(abi::ADDRESS_AT as usize) }.cast::<AddressHeader>();
@@ -161,7 +179,8 @@ impl Shared {
                     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
                     let peer = owned(libc::accept4(fd, address, &raw mut len, flags))?;
                     header.write(AddressHeader { len, flags: 0 });
-                    self.sockets.add(peer, Kind::Socket)
+                    // Only streams are accepted from (and sequenced packets, which the enclave does not ask for).
+                    self.sockets.add(peer, Kind::Socket { is_stream: true })
                 }
                 hostcall::SEND => {
                     let flags = c as u32 as i32 & libc::MSG_MORE | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -220,7 +239,7 @@ impl Shared {
 
     fn epoll_ctl(&self, slot: &Slot, epoll: &Item, b: u64, events: u64) -> Result<u64, i32> {
         let target = self.sockets.get(b & u64::from(u32::MAX))?;
-        if !matches!(target.kind, Kind::Socket) {
+        if !matches!(target.kind, Kind::Socket { .. }) {
             return Err(libc::EINVAL);
         }
         // SAFETY: the frame is page-aligned and this thread's until it is entered again.
@@ -241,8 +260,8 @@ impl Shared {
         let item = self.sockets.get(a)?;
         let Kind::Epoll { bell } = &item.kind else { return Err(libc::EINVAL) };
         let most = most.clamp(1, abi::MAX_READY) as usize;
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; ROOM];
-        if entry::is_expired() || self.ended.load(Ordering::SeqCst) {
+        let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; ROOM];
+        if entry::is_expired() || self.ended.load(Ordering::SeqCst) || self.take_signalled() {
             return Err(libc::EINTR);
         }
         let time = timespec(limit_ns);
@@ -262,8 +281,13 @@ impl Shared {
         })?;
         let mut count = 0;
         for event in &events[..found as usize] {
+            // SAFETY: the kernel has written so many.
+            let event = unsafe { event.assume_init() };
             if event.u64 == WAKE {
                 read_all(bell.as_raw_fd());
+                if found == 1 && self.take_signalled() {
+                    return Err(libc::EINTR);
+                }
             } else {
                 let ready = Ready { index: event.u64, events: event.events, reserved: 0 };
                 // SAFETY: the frame has room for MAX_READY of them and is this thread's until it is entered again.
@@ -296,6 +320,10 @@ impl Shared {
         let woken = slot.wake.swap(0, Ordering::SeqCst) == 1
             || entry::is_expired()
             || self.ended.load(Ordering::SeqCst);
+        if self.take_signalled() {
+            slot.poll_wake.is_polling.store(false, Ordering::SeqCst);
+            return Err(libc::EINTR);
+        }
         let time = timespec(if woken { 0 } else { limit_ns });
         let time = if limit_ns == u64::MAX && !woken { std::ptr::null() } else { &raw const time };
         // SAFETY: the array is ours, as is the timeout. A signal ends it.
@@ -308,6 +336,9 @@ impl Shared {
             slot.wake.store(0, Ordering::SeqCst);
         }
         found?;
+        if fds[..fds.len() - 1].iter().all(|f| f.revents == 0) && self.take_signalled() {
+            return Err(libc::EINTR);
+        }
         let mut ready = 0;
         for (p, fd) in polled.iter_mut().zip(&fds) {
             p.found = fd.revents as u16;
@@ -315,6 +346,16 @@ impl Shared {
         }
         Ok(ready)
     }
+}
+
+/// RECV from a stream: bytes only, which costs the kernel less than a message.
+fn receive(slot: &Slot, item: &Item, capacity: u64, flags: u64) -> Result<u64, i32> {
+    if capacity > abi::MAX_DATA {
+        return Err(libc::EINVAL);
+    }
+    let flags = flags as u32 as i32 & (libc::MSG_PEEK | libc::MSG_TRUNC) | libc::MSG_DONTWAIT;
+    // SAFETY: the frame has room for so many bytes and is this thread's until it is entered again.
+    checked(unsafe { libc::recv(item.fd.as_raw_fd(), slot.frame as *mut _, capacity as usize, flags) })
 }
 
 /// SO_ERROR of SOL_SOCKET, as [`hostcall::GET_OPTION`] names it.

@@ -191,6 +191,10 @@ pub mod hostcall {
     /// thread ends it as well. Result: how many are ready.
     pub const POLL: u64 = 31;
 
+    /// Which signals has the host been sent for the program since it was asked last? Asked after a WAIT, POLL or
+    /// EPOLL_WAIT that gave -EINTR, where the manifest permits signals. Result: a set, bit 0 is signal 1.
+    pub const SIGNALS: u64 = 32;
+
     // Dynamic memory (SGX2). `a` is the linear address of the first page, `b` the number of pages. What the host answers
     // is an allegation: EACCEPT is what proves that a page is there, of which type and with which permissions.
 

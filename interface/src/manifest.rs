@@ -47,6 +47,8 @@ pub struct Manifest<'a> {
     pub connect: &'a str,
     /// Directories of the host and where they are seen: [mounts](Mount), newline-separated.
     pub mounts: &'a str,
+    /// Signals that the host may send to the program: bit 0 is signal 1.
+    pub signals: u64,
 }
 
 /// A directory of the host that programs inside see.

@@ -107,6 +107,10 @@ pub trait Initialized: Send + Sync {
     /// Who gives such hints also says that the enclave's entry code sets the FS base before anything uses it, as the
     /// Enclos runtime does: the emulator then spares itself the writing of OFSBASE at EENTER.
     fn hint_enclu_sites(&self, offsets: &[u64]);
+    /// Asynchronous exits so far, for whatever reason. `None`: the platform cannot tell.
+    fn asynchronous_exits(&self) -> Option<u64> {
+        None
+    }
     /// Changes of its pages; `None` where the platform has no dynamic memory.
     fn dynamic_memory(&self) -> Option<&dyn DynamicMemory>;
 }
@@ -145,10 +149,6 @@ pub trait DynamicMemory: Send + Sync {
     /// # Errors
     /// When a page is of another kind; pages before it were removed.
     fn remove(&self, offset: u64, count: u64) -> Result<(), PlatformError>;
-    /// Asynchronous exits so far, for whatever reason. `None`: the platform cannot tell.
-    fn asynchronous_exits(&self) -> Option<u64> {
-        None
-    }
 }
 
 /// The calling convention of `__vdso_sgx_enter_enclave` (Linux `arch/x86/include/uapi/asm/sgx.h`): RDI, RSI, RDX are

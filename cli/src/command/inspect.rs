@@ -280,6 +280,7 @@ fn say(path: &Path, i: &Inspection) {
     row("mounts", list(&m.mounts));
     row("may listen on", list(&m.listen));
     row("may connect to", list(&m.connect));
+    row("host may signal", list(&m.signals));
     if !m.fixed_env.is_empty() {
         row("fixed", format_args!("{} {DIM}(measured environment){DIM:#}", m.fixed_env.join(", ")));
     }

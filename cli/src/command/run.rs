@@ -11,6 +11,7 @@ use enclos_host::aesm::SOCKET_VARIABLE;
 use enclos_host::{Enclave, PlatformChoice, STATISTICS_VARIABLE, StartError, Summary};
 use enclos_pack::Image;
 use enclos_platform::hardware::{self, Hardware};
+use signal_hook::iterator::Signals;
 
 use super::build::{self, Built, HostBuild};
 use super::{Error, Outcome, read_image, say_identity};
@@ -29,7 +30,8 @@ Examples:
   enclos run vault.enclave -- list    a plain program's image as it is, nothing is built
 
 A project with a host crate (`host/`) runs that program, with ENCLOS_IMAGE naming the image and ENCLOS_PLATFORM the
-platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams.
+platform. A project without one is a plain program: it runs inside as it is, with this command's standard streams, and
+is passed the signals that `signals` in enclos.toml lists.
 
 gdb is the program that ENCLOS_GDB names, else `gdb`. For processes started otherwise: docs/debugging.md.";
 
@@ -62,7 +64,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
-    let (built, host, folder) = if args.project.extension().is_some_and(|e| e == enclos_pack::image::EXTENSION) {
+    let (built, host, folder) = if args
+        .project
+        .extension()
+        .is_some_and(|e| e == enclos_pack::image::EXTENSION)
+    {
         let image = read_image(&args.project)?;
         (Built { path: args.project.clone(), image, gdb_script: None }, None, None)
     } else {
@@ -91,7 +97,8 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let aesm = aesm(&built.image, platform)?;
     match host {
         Some(_) if !args.mount.is_empty() => Err(Error::Usage(
-            "--mount is for projects without a host program; a host program calls Builder::mount itself".into(),
+            "--mount is for projects without a host program; a host program calls Builder::mount itself"
+                .into(),
         )),
         Some(host) => run_host(host, &built, platform, aesm.as_ref(), args, ui),
         None => {
@@ -227,11 +234,35 @@ fn run_inside(
     if let Some(file) = &statistics {
         builder = builder.statistics(file.0.path());
     }
-    let status = builder.start()?.wait().map_err(Error::End);
+    let enclave = builder.start()?;
+    let status = waited(&enclave, built.image.manifest().signals)?;
     if let Some(file) = statistics {
         file.say(ui)?;
     }
     Ok(ExitCode::from(status? as u8))
+}
+
+/// Waits for the program's end and passes on to it the signals that its manifest permits; the others do to this process
+/// what they always do.
+fn waited(enclave: &Enclave, permitted: u64) -> Result<Result<i32, Error>, Error> {
+    if permitted == 0 {
+        return Ok(enclave.wait().map_err(Error::End));
+    }
+    let numbers = (1..64).filter(|number| permitted & (1 << (number - 1)) != 0);
+    let mut received = Signals::new(numbers)
+        .map_err(|source| Error::Usage(format!("cannot wait for signals to pass on: {source}")))?;
+    let handle = received.handle();
+    Ok(std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for signal in received.forever() {
+                // Of these numbers none is refused.
+                let _ = enclave.signal(signal);
+            }
+        });
+        let status = enclave.wait().map_err(Error::End);
+        handle.close();
+        status
+    }))
 }
 
 fn parse_mount(text: &str) -> Result<(String, PathBuf), String> {

@@ -1,57 +1,27 @@
 //! The server inside an enclave, driven by curl and openssl from outside, while the host writes down all it sees.
 #![forbid(unsafe_code)]
 
+mod support;
+
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use enclos_host::{Enclave, PlatformChoice};
-use enclos_pack::{Config, Date, SigningKey, build_application};
+use enclos::abi::hostcall;
+use enclos_host::{Enclave, HostCall, PlatformChoice};
+use support::{Captured, image};
 
 /// In every request and answer; must be in nothing that the host sees.
 const SECRET: &str = "attorney-client-privilege";
-
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Captured {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn image() -> Vec<u8> {
-    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    IMAGE.get_or_init(build).clone()
-}
-
-fn build() -> Vec<u8> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let config = Config::load(&project.join("enclos.toml")).unwrap();
-    let mut image = build_application(project, &config, &mut |_| {}).unwrap();
-    let pem = include_str!("../../vault/host/tests/data/test-only-signer.pem");
-    image.sign(&SigningKey::from_pem(pem).unwrap(), Date::from_unix(1_700_000_000)).unwrap();
-    image.to_file_bytes()
-}
 
 struct Server {
     enclave: Enclave,
     address: String,
     certificate: PathBuf,
+    _folder: tempfile::TempDir,
 }
 
 impl Server {
@@ -76,28 +46,15 @@ impl Server {
     }
 }
 
-#[test]
-fn the_host_relays_what_it_cannot_read() {
+/// Starts the server with a host that does with requests what the function says.
+fn start(sees: impl Fn(&mut HostCall<'_>) -> i64 + Send + Sync + 'static, err: Captured) -> Server {
     let out = Captured::default();
-    let (seen_plain, seen_cipher) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (plain, cipher) = (seen_plain.clone(), seen_cipher.clone());
-    let reversed: String = SECRET.chars().rev().collect();
-    let host_sees = move |call: &mut enclos_host::HostCall<'_>| {
-        // All that the enclave shares with the host, at every request: 64 KiB of frame.
-        for needle in [SECRET.as_bytes(), reversed.as_bytes()] {
-            if call.frame.windows(needle.len()).any(|w| w == needle) {
-                plain.store(true, Ordering::Relaxed);
-            }
-        }
-        let is_data = [enclos::abi::hostcall::SEND, enclos::abi::hostcall::RECV].contains(&call.number);
-        cipher.fetch_add(if is_data { call.result.max(0) as u64 } else { 0 }, Ordering::Relaxed);
-        call.result
-    };
-    let enclave = Enclave::builder(image())
+    let enclave = Enclave::builder(image("96 MiB"))
         .platform(PlatformChoice::Emulated)
         .arg("127.0.0.1:0")
         .stdout(out.clone())
-        .inspect_host_calls(host_sees)
+        .stderr(err)
+        .inspect_host_calls(sees)
         .start()
         .unwrap();
     let until = Instant::now() + Duration::from_secs(30);
@@ -110,8 +67,43 @@ fn the_host_relays_what_it_cannot_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("certificate.pem");
     std::fs::write(&path, certificate).unwrap();
-    let server = Server { enclave, address: rest.trim().to_owned(), certificate: path };
+    Server { enclave, address: rest.trim().to_owned(), certificate: path, _folder: folder }
+}
 
+/// What the host saw, in each direction.
+#[derive(Default)]
+struct Seen {
+    /// The secret, anywhere.
+    secret: AtomicBool,
+    /// What TLS does not hide, as a proof that the search finds what is there: the protocol name in a ClientHello
+    /// (RFC 7301), and before TLS 1.3 the name in the server's certificate.
+    plain: [AtomicBool; 2],
+    bytes: [AtomicU64; 2],
+}
+
+#[test]
+fn the_host_relays_what_it_cannot_read() {
+    let seen = Arc::new(Seen::default());
+    let reversed: String = SECRET.chars().rev().collect();
+    let sees = seen.clone();
+    let server = start(
+        move |call| {
+            let has = |what: &[u8]| call.frame.windows(what.len()).any(|w| w == what);
+            // All that the enclave shares with the host, at every request: 64 KiB of frame.
+            if has(SECRET.as_bytes()) || has(reversed.as_bytes()) {
+                sees.secret.store(true, Ordering::Relaxed);
+            }
+            let (direction, public) = match call.number {
+                hostcall::RECV => (0, "http/1.1"),
+                hostcall::SEND => (1, "rcgen self signed cert"),
+                _ => return call.result,
+            };
+            sees.bytes[direction].fetch_add(call.result.max(0) as u64, Ordering::Relaxed);
+            sees.plain[direction].fetch_or(has(public.as_bytes()), Ordering::Relaxed);
+            call.result
+        },
+        Captured::default(),
+    );
     assert_eq!(server.get(&format!("/{SECRET}")), format!("Hello from /{SECRET}\n"));
     let body: Vec<u8> = SECRET.bytes().cycle().take(300_000).collect();
     let answer = server.curl(&["--http1.1"], "/", Some(&body)).stdout;
@@ -141,15 +133,51 @@ fn the_host_relays_what_it_cannot_read() {
 
     assert_eq!(server.curl(&["--request", "POST"], "/shutdown", None).stdout, b"bye\n");
     assert_eq!(server.enclave.wait(), Ok(0));
-    assert!(seen_cipher.load(Ordering::Relaxed) > 600_000, "the host did relay it");
-    assert!(!seen_plain.load(Ordering::Relaxed), "the host saw what was said");
+    for direction in [0, 1] {
+        assert!(seen.bytes[direction].load(Ordering::Relaxed) > 300_000, "the host did relay it");
+        assert!(seen.plain[direction].load(Ordering::Relaxed), "what is plain was not found: {direction}");
+    }
+    assert!(!seen.secret.load(Ordering::Relaxed), "the host saw what was said");
+}
+
+#[test]
+fn a_host_without_room_for_more_is_an_error_that_passes() {
+    const TIMES: u64 = 6;
+    let (err, told) = (Captured::default(), AtomicU64::new(0));
+    let server = start(
+        move |call| match call.number {
+            // No connection is lost by it: there was none.
+            hostcall::ACCEPT if call.result == -i64::from(libc::EAGAIN) => {
+                match told.fetch_add(1, Ordering::Relaxed) {
+                    n @ ..TIMES => -i64::from([libc::ENFILE, libc::ENOMEM, libc::ENOBUFS][n as usize % 3]),
+                    _ => call.result,
+                }
+            }
+            _ => call.result,
+        },
+        err.clone(),
+    );
+    for i in 0..4 {
+        assert_eq!(server.get(&format!("/{i}")), format!("Hello from /{i}\n"));
+    }
+    assert!(err.text().contains("cannot accept: Too many open files in system"), "{}", err.text());
+}
+
+#[test]
+fn the_host_may_ask_it_to_stop() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let server = start(|call| call.result, Captured::default());
+        assert_eq!(server.get("/"), "Hello from /\n");
+        server.enclave.signal(signal).unwrap();
+        assert_eq!(server.enclave.wait(), Ok(0));
+    }
 }
 
 #[test]
 fn other_addresses_are_refused() {
     let (err, logged) = (Captured::default(), Captured::default());
     let log = logged.0.clone();
-    let enclave = Enclave::builder(image())
+    let enclave = Enclave::builder(image("96 MiB"))
         .platform(PlatformChoice::Emulated)
         .arg("0.0.0.0:0")
         .stderr(err.clone())

@@ -14,6 +14,7 @@
 //! stdin = false               # may input come from the host?
 //! env = ["RUST_LOG"]          # environment variables the host may set
 //! services = ["clock"]        # host services that may be called
+//! signals = ["TERM", "INT"]   # signals the host may send: HUP, INT, QUIT, USR1, USR2, TERM, WINCH
 //!
 //! [fixed-env]                 # measured values; the host cannot override them
 //! RUST_BACKTRACE = "1"
@@ -33,8 +34,8 @@
 //! bin = "vault-enclave"       # which binary, when the crate has several
 //! features = []
 //! ```
-//! Every key but `name` has the default shown above, except `env`, `services`, `fixed-env`, `network` and `features`,
-//! which default to empty, and `crate`: `enclave` if that folder exists, else the folder of the file.
+//! Every key but `name` has the default shown above, except `env`, `services`, `signals`, `fixed-env`, `network` and
+//! `features`, which default to empty, and `crate`: `enclave` if that folder exists, else the folder of the file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -88,6 +89,9 @@ pub struct Config {
     /// Host services that may be called.
     #[serde(default)]
     pub services: Vec<Name>,
+    /// Signals that the host may send to the program.
+    #[serde(default)]
+    pub signals: Vec<Signal>,
     /// Variables with a measured value.
     #[serde(default)]
     pub fixed_env: BTreeMap<Variable, Value>,
@@ -222,6 +226,7 @@ impl Config {
             stdin: false,
             env: Vec::new(),
             services: Vec::new(),
+            signals: Vec::new(),
             fixed_env: BTreeMap::new(),
             network: NetworkConfig::default(),
             mounts: Vec::new(),
@@ -307,6 +312,7 @@ impl Config {
             listen: &listen,
             connect: &connect,
             mounts: &mounts,
+            signals: self.signals.iter().fold(0, |set, s| set | 1 << (s.number() - 1)),
         };
         let lists = [&env, &fixed_env, &services, &listen, &connect, &mounts];
         let text = self.name.0.len() + lists.iter().map(|l| l.len()).sum::<usize>();
@@ -364,6 +370,52 @@ impl Value {
             ));
         }
         Ok(Self(value.to_owned()))
+    }
+}
+
+/// A signal that a host may send: those by which people and service managers tell programs something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs, reason = "the names of signal(7)")]
+pub enum Signal {
+    Hup,
+    Int,
+    Quit,
+    Usr1,
+    Usr2,
+    Term,
+    Winch,
+}
+
+impl Signal {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Hup, Self::Int, Self::Quit, Self::Usr1, Self::Usr2, Self::Term, Self::Winch];
+
+    /// Its number on x86-64 Linux.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Hup => 1,
+            Self::Int => 2,
+            Self::Quit => 3,
+            Self::Usr1 => 10,
+            Self::Usr2 => 12,
+            Self::Term => 15,
+            Self::Winch => 28,
+        }
+    }
+
+    /// Its name, as `enclos.toml` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hup => "HUP",
+            Self::Int => "INT",
+            Self::Quit => "QUIT",
+            Self::Usr1 => "USR1",
+            Self::Usr2 => "USR2",
+            Self::Term => "TERM",
+            Self::Winch => "WINCH",
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sgx_isa::{PageType, SecinfoFlags};
 
 use crate::PAGE;
+use crate::config::Signal;
 use crate::image::{Image, ImageError, XFRM};
 use crate::layout::TRAP_SIZE;
 use crate::rewrite::Counts;
@@ -147,6 +148,9 @@ pub struct ManifestReport {
     pub listen: Vec<String>,
     /// Addresses that may be connected to.
     pub connect: Vec<String>,
+    /// Signals that the host may send.
+    #[serde(default)]
+    pub signals: Vec<String>,
 }
 
 /// A contract found in an application.
@@ -276,6 +280,11 @@ impl Inspection {
                 mounts: list(manifest.mounts),
                 listen: list(manifest.listen),
                 connect: list(manifest.connect),
+                signals: Signal::ALL
+                    .iter()
+                    .filter(|s| manifest.signals >> (s.number() - 1) & 1 != 0)
+                    .map(|s| s.name().to_owned())
+                    .collect(),
             },
             sites: image.hints().sites.clone(),
             traps: traps(image),

@@ -158,7 +158,7 @@ fn the_runtime_built_in_packs() {
 fn every_setting_that_matters_is_measured() {
     let base = image(&config()).mrenclave();
     assert_eq!(base, image(&config()).mrenclave(), "same inputs, same measurement");
-    let changes: [fn(&mut Config); 10] = [
+    let changes: [fn(&mut Config); 13] = [
         |c| c.profile = enclos_pack::config::Profile::Sgx2,
         |c| c.heap = enclos_pack::config::Size::new(65 << 20).expect("sound"),
         |c| c.debug = true,
@@ -176,6 +176,7 @@ fn every_setting_that_matters_is_measured() {
         },
         |c| c.network.listen = vec![enclos_pack::config::Address::new("127.0.0.1:1").expect("sound")],
         |c| c.network.connect = vec![enclos_pack::config::Address::new("127.0.0.1:1").expect("sound")],
+        |c| c.signals = vec![enclos_pack::config::Signal::Term],
         |c| c.threads = enclos_pack::config::Threads::new(2).expect("sound"),
     ];
     for change in changes {

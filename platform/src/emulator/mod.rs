@@ -299,6 +299,10 @@ impl Initialized for Enclave {
             .patch_enclu_sites(offsets, |at| self.state().page(at).is_some_and(|p| p.permissions == code));
     }
 
+    fn asynchronous_exits(&self) -> Option<u64> {
+        Some(self.threads.transitions().aex)
+    }
+
     fn dynamic_memory(&self) -> Option<&dyn DynamicMemory> {
         self.state().machine().sgx2.then_some(self)
     }
@@ -343,10 +347,6 @@ impl DynamicMemory for Enclave {
             what: "removing pages (EREMOVE) that the enclave has not accepted to be trimmed",
             source: std::io::Error::from_raw_os_error(libc::EPERM),
         })
-    }
-
-    fn asynchronous_exits(&self) -> Option<u64> {
-        Some(self.threads.transitions().aex)
     }
 }
 

@@ -170,6 +170,39 @@ fn events_of_nothing_registered_are_dropped() {
 }
 
 #[test]
+fn signals_that_the_manifest_does_not_list_do_not_come() {
+    // The guest has no handlers: any signal but SIGWINCH, which is ignored, would end it.
+    let (program, claimed) = (build("network.c"), Arc::new(AtomicU64::new(0)));
+    let config = "threads = 8\nsignals = [\"WINCH\"]\n[network]\nlisten = [\"127.0.0.1:0\"]\n\
+                  connect = [\"127.0.0.1:*\"]";
+    let waits = [hostcall::WAIT, hostcall::POLL, hostcall::EPOLL_WAIT];
+    for claim in [i64::MAX, i64::MIN, -1, !(1 << 27) & i64::MAX] {
+        let (out, count, waited) = (Captured::default(), claimed.clone(), AtomicU64::new(0));
+        let enclave = builder(&image(&program, config))
+            .stdout(out.clone())
+            .inspect_host_calls(move |call| match call.number {
+                hostcall::SIGNALS => {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    claim
+                }
+                // Every other wait that found nothing was interrupted, says the host.
+                number if waits.contains(&number) && call.result <= 0 => {
+                    match waited.fetch_add(1, Ordering::Relaxed) % 2 {
+                        0 => -i64::from(libc::EINTR),
+                        _ => call.result,
+                    }
+                }
+                _ => call.result,
+            })
+            .start()
+            .unwrap();
+        assert_eq!(enclave.wait(), Ok(0), "{}", out.text());
+        assert_eq!(out.text(), guest().1);
+    }
+    assert_ne!(claimed.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn errors_are_the_programs_to_handle() {
     for errno in [libc::EPERM, libc::EMFILE, libc::ENOMEM, libc::ECONNABORTED, 4095] {
         let (status, out, told) = run(hostcall::ACCEPT, move |_| -i64::from(errno));

@@ -22,6 +22,7 @@ static STDIN: AtomicBool = AtomicBool::new(false);
 static LISTEN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static CONNECT: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static CPUS: AtomicU64 = AtomicU64::new(1);
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
 
 /// Does the address lie in the application's image?
 pub fn in_application(address: u64) -> bool {
@@ -96,6 +97,11 @@ fn remember_rules([at, len]: &[AtomicU64; 2], rules: &str) {
     len.store(rules.len() as u64, Ordering::Relaxed);
 }
 
+/// Signals that the host may send: bit 0 is signal 1.
+pub fn signals() -> u64 {
+    SIGNALS.load(Ordering::Relaxed)
+}
+
 /// CPUs to report, at most as many as there are threads.
 pub fn cpus() -> u64 {
     CPUS.load(Ordering::Relaxed)
@@ -119,6 +125,7 @@ pub unsafe extern "C" fn start(info: u64, len: u64) -> ! {
         Ok((stack, entry)) => {
             thread::release();
             me.tid = 1;
+            crate::calls::signal::start(me, 0, 0);
             // SAFETY: a fresh stack and the measured entry point.
             unsafe { entry::enclos_start_application(stack, entry) }
         }
@@ -166,6 +173,7 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
     STDIN.store(manifest.stdin, Ordering::Relaxed);
     remember_rules(&LISTEN, manifest.listen);
     remember_rules(&CONNECT, manifest.connect);
+    SIGNALS.store(manifest.signals, Ordering::Relaxed);
     CPUS.store(given.cpus.clamp(1, threads), Ordering::Relaxed);
     thread::initialise(base + image.thread_area, image.threads, image.threads_present as u32, given.frames);
     me.prepare();

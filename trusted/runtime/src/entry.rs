@@ -34,6 +34,8 @@ unsafe extern "C" {
     pub fn enclos_start_thread(registers: *const Registers, fs: u64) -> !;
     /// Where rewritten `syscall` instructions jump: RCX = return address.
     pub fn enclos_syscall();
+    /// The end of `enclos_syscall` with all registers as they stand there (but RCX and R11), and this in RAX.
+    pub fn enclos_syscall_end(registers: *mut Registers, result: i64) -> !;
     /// Where rewritten `cpuid` instructions jump: RDX = return address.
     pub fn enclos_cpuid();
     /// ENCLU with leaf EREPORT.
@@ -81,6 +83,18 @@ pub struct Registers {
     pub rsp: u64,
     /// LAHF's AH in bits 8 to 15, overflow in bit 0.
     pub flags: u64,
+}
+
+impl Registers {
+    /// The flags as RFLAGS has them; those that a program cannot see set are not there.
+    pub fn linux_flags(&self) -> u64 {
+        self.flags >> 8 & 0xff | (self.flags & 1) << 11 | 0x202
+    }
+
+    /// Takes carry, parity, adjust, zero, sign and overflow from RFLAGS.
+    pub fn set_linux_flags(&mut self, flags: u64) {
+        self.flags = (flags & 0xd5 | 2) << 8 | flags >> 11 & 1;
+    }
 }
 
 /// Start of ELRANGE.
@@ -197,7 +211,7 @@ global_asm!(
 
     .section .text.enclos_entry, "ax"
     .global enclos_entry, enclos_switch, enclos_switch_keeping, enclos_leave, enclos_leave_exception
-    .global enclos_start_application, enclos_start_thread, enclos_syscall, enclos_cpuid
+    .global enclos_start_application, enclos_start_thread, enclos_syscall, enclos_syscall_end, enclos_cpuid
     .global enclos_ereport, enclos_egetkey, enclos_eaccept, enclos_eaccept_site, enclos_eaccept_done, enclos_emodpe
     .p2align 6
 enclos_entry:
@@ -534,7 +548,7 @@ enclos_syscall:
     cld
     call {linux}
     mov r11, rax
-    RESTORE_XMM
+60: RESTORE_XMM
     # RBX, RBP and R12 to R15 are as the program left them: compiled code preserves them.
     mov r10, [rsp + 48]
     mov r9, [rsp + 56]
@@ -549,6 +563,18 @@ enclos_syscall:
     sahf
     mov rax, r11
     jmp rcx
+
+    # As if the call above had returned with RAX = RSI, and these general registers instead of the program's.
+enclos_syscall_end:
+    lea rsp, [rdi - 256]
+    mov r11, rsi
+    mov r15, [rdi]
+    mov r14, [rdi + 8]
+    mov r13, [rdi + 16]
+    mov r12, [rdi + 24]
+    mov rbp, [rdi + 32]
+    mov rbx, [rdi + 40]
+    jmp 60b
 
     # EAX, ECX = leaf and subleaf, RDX = return address. All other registers and the flags survive.
 enclos_cpuid:

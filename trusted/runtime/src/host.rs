@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use enclos::abi::{FRAME_SIZE, exit};
+use enclos::abi::{FRAME_SIZE, exit, hostcall};
 
 use crate::entry;
 use crate::thread::{Thread, state};
@@ -16,6 +16,7 @@ pub struct Errno(pub i32);
 impl Errno {
     pub const PERM: Self = Self(1);
     pub const NOENT: Self = Self(2);
+    pub const SRCH: Self = Self(3);
     pub const INTR: Self = Self(4);
     pub const BADF: Self = Self(9);
     pub const AGAIN: Self = Self(11);
@@ -52,6 +53,7 @@ impl Errno {
     pub const INPROGRESS: Self = Self(115);
 }
 
+const INTERRUPTED: i64 = -(Errno::INTR.0 as i64);
 /// Highest Linux error number.
 const MAX_ERRNO: i64 = 4095;
 
@@ -85,8 +87,15 @@ pub fn call_keeping(me: &mut Thread, number: u64, a: u64, b: u64, c: u64) -> i64
     me.requests = me.requests.wrapping_add(1);
     me.set_state(state::HOST_CALL, false);
     // SAFETY: the state is set; the only entry that gets in is RETURN.
-    let answer = unsafe { entry::enclos_switch_keeping(exit::HOST_CALL, number, a, b, c) };
-    answer.value as i64
+    let answer = unsafe { entry::enclos_switch_keeping(exit::HOST_CALL, number, a, b, c) }.value as i64;
+    // A wait may have been interrupted by a signal of the host; only where the manifest permits some is it asked.
+    if answer == INTERRUPTED
+        && crate::boot::signals() != 0
+        && matches!(number, hostcall::WAIT | hostcall::EPOLL_WAIT | hostcall::POLL)
+    {
+        crate::calls::signal::ask_host(me);
+    }
+    answer
 }
 
 /// A host call by the enclave library (C calling convention: vector registers are the caller's to save). Typed service

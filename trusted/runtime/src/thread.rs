@@ -4,6 +4,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use enclos::abi::{ThreadSeed, exit, hostcall, op, refusal, thread as region};
 
+use crate::calls::signal::{self, Own, Signals};
 use crate::entry::{self, Registers};
 use crate::host::Errno;
 use crate::lock::SpinLock;
@@ -60,6 +61,10 @@ pub struct Thread {
     pub requests: u64,
     /// Pages that the host was asked to add after a page fault: address, number.
     pub awaited: (u64, u64),
+    /// Signals, as other threads see them: by [`Thread::signals`] only.
+    signals: Signals,
+    /// Signals, as only this thread sees them.
+    pub own_signals: Own,
 }
 
 const _: () = assert!(size_of::<Thread>() <= (region::APPLICATION_FS - region::DATA) as usize);
@@ -116,6 +121,11 @@ impl Thread {
         }
     }
 
+    /// What other threads may look at and change too.
+    pub fn signals(&self) -> &'static Signals {
+        signals_of(self.seed.index as u32)
+    }
+
     /// Fields that depend on where the enclave was loaded.
     pub fn prepare(&mut self) {
         let at = core::ptr::from_mut(self) as u64;
@@ -136,12 +146,35 @@ pub fn at(index: u32) -> *mut Thread {
     (AREA.load(Ordering::Relaxed) + u64::from(index) * region::STRIDE + region::DATA) as *mut Thread
 }
 
+/// The signals of the thread with this index.
+pub fn signals_of(index: u32) -> &'static Signals {
+    // SAFETY: made of atomics, in a page that is always there.
+    unsafe { &(*at(index)).signals }
+}
+
+/// The identifier of the thread that runs with this index; 0: none.
+pub fn tid_of(index: u32) -> u32 {
+    // SAFETY: a word that its thread changes when it starts and ends.
+    unsafe { (&raw const (*at(index)).tid).read_volatile() }
+}
+
+/// Sends signals to a thread that was cloned and has not begun to run; `false`: there is no such thread.
+pub fn send_to_pending(tid: u32, signals: u64) -> bool {
+    let mut pending = PENDING.lock();
+    let found = pending.iter_mut().find(|p| p.used && p.tid == tid);
+    found.map(|p| p.signals |= signals).is_some()
+}
+
 struct Pending {
     used: bool,
     registers: Registers,
     fs: u64,
     clear_tid: u64,
     tid: u32,
+    /// Signals it blocks, as its maker does.
+    mask: u64,
+    /// Signals sent to it.
+    signals: u64,
 }
 
 const MAX_PENDING: usize = 64;
@@ -170,6 +203,8 @@ static PENDING: SpinLock<[Pending; MAX_PENDING]> = SpinLock::new(
             fs: 0,
             clear_tid: 0,
             tid: 0,
+            mask: 0,
+            signals: 0,
         }
     }; MAX_PENDING],
 );
@@ -182,9 +217,39 @@ const CLONE_CHILD_SETTID: u64 = 0x100_0000;
 /// Flags without which it is not a thread: VM, FS, FILES, SIGHAND, THREAD.
 const CLONE_THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000;
 
-/// clone(2) for threads: remembers the registers and asks the host to enter a free TCS.
+/// clone(2) for threads.
 pub fn clone(r: &Registers) -> Result<u64, Errno> {
-    let [flags, stack, parent_tid, child_tid, tls] = [r.rdi, r.rsi, r.rdx, r.r10, r.r8];
+    spawn(r, [r.rdi, r.rsi, r.rdx, r.r10, r.r8])
+}
+
+/// clone3(2) for threads. What a later Linux added to its structure must be zero.
+pub fn clone3(r: &Registers) -> Result<u64, Errno> {
+    const KNOWN: usize = 8;
+    let (at, size) = (r.rdi, r.rsi);
+    if size < 8 * KNOWN as u64 {
+        return Err(Errno::INVAL);
+    }
+    if size > crate::memory::PAGE {
+        return Err(Errno(7)); // E2BIG
+    }
+    let bytes = crate::calls::own_bytes(at, size)?;
+    // SAFETY: checked to be the program's.
+    let (words, rest) = unsafe {
+        let rest = core::slice::from_raw_parts(bytes.add(8 * KNOWN), size as usize - 8 * KNOWN);
+        (bytes.cast::<[u64; KNOWN]>().read_unaligned(), rest)
+    };
+    if rest.iter().any(|b| *b != 0) {
+        return Err(Errno(7)); // E2BIG
+    }
+    let [flags, _, child_tid, parent_tid, exit_signal, stack, stack_size, tls] = words;
+    if exit_signal != 0 || stack == 0 {
+        return Err(Errno::INVAL);
+    }
+    spawn(r, [flags, stack.wrapping_add(stack_size), parent_tid, child_tid, tls])
+}
+
+/// Remembers the registers and asks the host to enter a free TCS.
+fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) -> Result<u64, Errno> {
     if flags & CLONE_THREAD_FLAGS != CLONE_THREAD_FLAGS || stack == 0 {
         return Err(Errno::NOSYS);
     }
@@ -197,7 +262,8 @@ pub fn clone(r: &Registers) -> Result<u64, Errno> {
         let Some((i, p)) = pending.iter_mut().enumerate().find(|(_, p)| !p.used) else {
             return Err(Errno::AGAIN);
         };
-        *p = Pending { used: true, registers: Registers { rsp: stack, ..*r }, fs, clear_tid, tid };
+        let registers = Registers { rsp: stack, ..*r };
+        *p = Pending { used: true, registers, fs, clear_tid, tid, mask: me.signals().mask(), signals: 0 };
         i
     };
     // SAFETY: the program passed these addresses for the kernel to write; a bad one faults like the program itself.
@@ -317,10 +383,15 @@ pub unsafe extern "C" fn run_pending() -> ! {
         // Oldest first.
         pending.iter_mut().filter(|p| p.used).min_by_key(|p| p.tid).map(|p| {
             p.used = false;
-            (p.registers, p.fs, p.clear_tid, p.tid)
+            // Under the lock, so that whoever sends it a signal finds it here or there.
+            if !crate::ended() {
+                me.tid = p.tid;
+                signal::start(me, p.mask, p.signals);
+            }
+            (p.registers, p.fs, p.clear_tid)
         })
     };
-    let Some((registers, fs, clear_tid, tid)) = next.filter(|_| !crate::ended()) else {
+    let Some((registers, fs, clear_tid)) = next.filter(|_| !crate::ended()) else {
         me.set_state(state::FREE, false);
         let reason = if crate::ended() { refusal::ENDED } else { refusal::NO_THREAD };
         // SAFETY: nothing of this entry is left behind.
@@ -328,7 +399,7 @@ pub unsafe extern "C" fn run_pending() -> ! {
     };
     me.prepare();
     me.set_state(state::RUNNING, false);
-    (me.clear_tid, me.tid) = (clear_tid, tid);
+    me.clear_tid = clear_tid;
     me.depth = 0;
     // SAFETY: registers of a clone call: the program's own stack and code.
     unsafe { entry::enclos_start_thread(&raw const registers, fs) }

@@ -229,7 +229,7 @@ impl Watch {
 /// Waits until `attempt` gives something, looking again whenever one of the watches has changed.
 ///
 /// # Errors
-/// EAGAIN when the time (CLOCK_MONOTONIC) has come, EINTR when the enclave has ended.
+/// EAGAIN when the time (CLOCK_MONOTONIC) has come, EINTR for a signal and when the enclave has ended.
 pub fn wait_for<T>(
     me: &mut Thread,
     watch: &Watch,
@@ -242,7 +242,8 @@ pub fn wait_for<T>(
             watch.delist(me);
             return Ok(found);
         }
-        if crate::ended() {
+        if crate::ended() || super::signal::is_due(me) {
+            watch.delist(me);
             return Err(Errno::INTR);
         }
         let left = match until {
@@ -263,7 +264,60 @@ struct Entry {
     closes_on_exec: bool,
 }
 
-static TABLE: SpinLock<Vec<Option<Entry>>> = SpinLock::new(Vec::new());
+static TABLE: SpinLock<Table> = SpinLock::new(Table { entries: Vec::new(), lowest: 0 });
+
+struct Table {
+    entries: Vec<Option<Entry>>,
+    /// All descriptors below are in use: with ten thousand open, looking for a free one takes no time.
+    lowest: usize,
+}
+
+impl Table {
+    fn get(&self, fd: u64) -> Result<&Entry, Errno> {
+        // Linux takes an int: the upper half is not looked at.
+        self.entries.get(fd as u32 as usize).and_then(Option::as_ref).ok_or(Errno::BADF)
+    }
+
+    fn get_mut(&mut self, fd: u64) -> Option<&mut Entry> {
+        self.entries.get_mut(fd as u32 as usize).and_then(Option::as_mut)
+    }
+
+    fn take(&mut self, fd: u64) -> Option<Entry> {
+        let taken = self.entries.get_mut(fd as u32 as usize).and_then(Option::take);
+        if taken.is_some() {
+            self.lowest = self.lowest.min(fd as u32 as usize);
+        }
+        taken
+    }
+
+    /// Puts it at the lowest free descriptor that is not below `least`, or gives it back with the reason.
+    fn put(&mut self, entry: Entry, least: usize) -> Result<usize, (Errno, Entry)> {
+        if self.entries.len() < least && !self.grow(least) {
+            return Err((Errno::NOMEM, entry));
+        }
+        let from = least.max(self.lowest);
+        let at = match (from..self.entries.len()).find(|i| self.entries[*i].is_none()) {
+            Some(free) => free,
+            None if self.entries.len() >= MOST => return Err((Errno::MFILE, entry)),
+            None if !self.grow(self.entries.len() + 1) => return Err((Errno::NOMEM, entry)),
+            None => self.entries.len() - 1,
+        };
+        self.entries[at] = Some(entry);
+        if from == self.lowest {
+            self.lowest = at + 1;
+        }
+        Ok(at)
+    }
+
+    /// Makes room for so many; `false` when there is no memory for them.
+    fn grow(&mut self, len: usize) -> bool {
+        let has_room = self.entries.try_reserve(len.saturating_sub(self.entries.len())).is_ok();
+        if has_room && self.entries.len() < len {
+            self.entries.resize(len, None);
+        }
+        has_room
+    }
+}
 
 /// Opens the standard streams. Once, before the program runs.
 pub fn initialise() {
@@ -277,12 +331,7 @@ pub fn initialise() {
 
 /// What a descriptor stands for.
 pub fn get(fd: u64) -> Result<Arc<Object>, Errno> {
-    entry(&TABLE.lock(), fd).map(|e| e.object.clone())
-}
-
-fn entry(table: &[Option<Entry>], fd: u64) -> Result<&Entry, Errno> {
-    // Linux takes an int: the upper half is not looked at.
-    table.get(fd as u32 as usize).and_then(Option::as_ref).ok_or(Errno::BADF)
+    TABLE.lock().get(fd).map(|e| e.object.clone())
 }
 
 /// Makes an object and the lowest free descriptor for it; `flags` are O_NONBLOCK and O_CLOEXEC.
@@ -300,26 +349,9 @@ fn add_from(object: Arc<Object>, flags: u32, least: usize) -> Outcome {
         return Err(Errno::INVAL);
     }
     let entry = Entry { object, closes_on_exec: flags & CLOEXEC != 0 };
-    let refused = {
-        let mut table = TABLE.lock();
-        if table.len() < least {
-            table.resize(least, None);
-        }
-        match (least..table.len()).find(|i| table[*i].is_none()) {
-            Some(free) => {
-                table[free] = Some(entry);
-                return Ok(free as u64);
-            }
-            None if table.len() < MOST => {
-                table.push(Some(entry));
-                return Ok(table.len() as u64 - 1);
-            }
-            None => entry,
-        }
-    };
+    let put = TABLE.lock().put(entry, least);
     // Closing what has no descriptor may leave the enclave, so not under the lock.
-    drop(refused);
-    Err(Errno::MFILE)
+    put.map(|fd| fd as u64).map_err(|(reason, _)| reason)
 }
 
 /// Is there room for a new object?
@@ -332,7 +364,7 @@ pub fn room() -> Result<(), Errno> {
 
 /// close(2).
 pub fn close(fd: u64) -> Outcome {
-    let closed = TABLE.lock().get_mut(fd as u32 as usize).and_then(Option::take);
+    let closed = TABLE.lock().take(fd);
     closed.map(|_| 0).ok_or(Errno::BADF)
 }
 
@@ -344,12 +376,12 @@ pub fn close_range(first: u64, last: u64, flags: u64) -> Outcome {
     }
     let last = last.min(MOST as u64 - 1);
     for fd in first..=last {
-        if fd >= TABLE.lock().len() as u64 {
+        if fd >= TABLE.lock().entries.len() as u64 {
             break;
         }
         if flags & CLOSE_RANGE_CLOEXEC == 0 {
             let _ = close(fd);
-        } else if let Some(Some(entry)) = TABLE.lock().get_mut(fd as usize) {
+        } else if let Some(entry) = TABLE.lock().get_mut(fd) {
             entry.closes_on_exec = true;
         }
     }
@@ -374,10 +406,10 @@ pub fn dup_to(fd: u64, to: u64, flags: u32, may_be_same: bool) -> Outcome {
     room()?;
     let replaced = {
         let mut table = TABLE.lock();
-        if table.len() <= to {
-            table.resize(to + 1, None);
+        if !table.grow(to + 1) {
+            return Err(Errno::NOMEM);
         }
-        table[to].replace(Entry { object, closes_on_exec: flags & CLOEXEC != 0 })
+        table.entries[to].replace(Entry { object, closes_on_exec: flags & CLOEXEC != 0 })
     };
     drop(replaced);
     Ok(to as u64)
@@ -390,9 +422,9 @@ pub fn fcntl(fd: u64, command: u64, argument: u64) -> Outcome {
     match command {
         0 => add_from(object, 0, argument as usize),
         1030 => add_from(object, CLOEXEC, argument as usize), // F_DUPFD_CLOEXEC
-        1 => Ok(u64::from(entry(&TABLE.lock(), fd)?.closes_on_exec)),
+        1 => Ok(u64::from(TABLE.lock().get(fd)?.closes_on_exec)),
         2 => {
-            if let Some(Some(entry)) = TABLE.lock().get_mut(fd as u32 as usize) {
+            if let Some(entry) = TABLE.lock().get_mut(fd) {
                 entry.closes_on_exec = argument & 1 != 0;
             }
             Ok(0)

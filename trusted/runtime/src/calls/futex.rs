@@ -94,7 +94,8 @@ fn wait(me: &mut Thread, at: u64, expected: u32, timeout: Option<u64>, bits: u32
         if me.futex_woken.load(Ordering::Acquire) {
             return Ok(0);
         }
-        if crate::ended() || (until.is_some() && left == 0) {
+        let is_interrupted = super::signal::is_due(me);
+        if crate::ended() || is_interrupted || (until.is_some() && left == 0) {
             // Whoever wakes takes the lock as well: after it, woken or not is decided.
             let mut waiters = WAITERS.lock();
             if me.futex_woken.load(Ordering::Acquire) {
@@ -102,7 +103,7 @@ fn wait(me: &mut Thread, at: u64, expected: u32, timeout: Option<u64>, bits: u32
             }
             me.futex = 0;
             *waiters -= 1;
-            return Err(Errno::TIMEDOUT);
+            return Err(if is_interrupted { Errno::INTR } else { Errno::TIMEDOUT });
         }
         // The answer does not matter: the flag and the clock decide.
         host::call_keeping(me, hostcall::WAIT, me.seed.index, left, 0);

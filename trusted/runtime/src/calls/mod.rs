@@ -13,6 +13,7 @@ pub mod memory;
 pub mod mounts;
 pub mod poll;
 pub mod sealed;
+pub mod signal;
 pub mod socket;
 pub mod threads;
 pub mod time;
@@ -137,7 +138,30 @@ pub fn log_error(text: impl FnOnce(&mut Line) -> core::fmt::Result) {
 /// From `enclos_syscall`: the result for RAX.
 pub unsafe extern "C" fn linux(r: &mut Registers) -> i64 {
     count(counter::DIRECT_CALLS);
+    if r.rax == signal::RT_SIGRETURN {
+        signal::return_from_handler(Thread::current(), r);
+    }
+    make(r)
+}
+
+/// Makes the call that the registers name.
+fn make(r: &mut Registers) -> i64 {
     let outcome = if IS_REPORT_WANTED.load(Ordering::Relaxed) { count_by_number(r) } else { dispatch(r) };
+    end(r, r.rax, outcome)
+}
+
+/// Ends the call of this number; the program may go on in a signal handler.
+fn end(r: &mut Registers, number: u64, outcome: Outcome) -> i64 {
+    let me = Thread::current();
+    in_rax(if signal::is_due(me) && !crate::ended() {
+        signal::deliver(me, r, number, outcome)
+    } else {
+        outcome
+    })
+}
+
+/// As Linux returns it.
+fn in_rax(outcome: Outcome) -> i64 {
     match outcome {
         Ok(value) => value as i64,
         Err(Errno(code)) => -i64::from(code),
@@ -175,8 +199,8 @@ fn dispatch(r: &Registers) -> Outcome {
         10 => memory::mprotect(a, b, c),
         11 => crate::memory::unmap(a, b).map(|()| 0),
         12 => Ok(crate::memory::set_break(a)),
-        13 => threads::sigaction(a, c),
-        14 => threads::sigprocmask(c, d),
+        13 => signal::action(a, b, c, d),
+        14 => signal::procmask(me, a, b, c, d),
         16 => descriptors::ioctl(me, a, b, c),
         17 => files::pread(a, b, c, d),
         18 => files::pwrite(me, a, b, c, d),
@@ -191,6 +215,7 @@ fn dispatch(r: &Registers) -> Outcome {
         28 => memory::madvise(a, b, c),
         32 => descriptors::dup(a),
         33 => descriptors::dup_to(a, b, 0, true),
+        34 => signal::pause(me),
         35 => time::nanosleep(me, a, b),
         39 => Ok(1), // getpid
         41 => socket::socket(me, a, b, c),
@@ -210,7 +235,7 @@ fn dispatch(r: &Registers) -> Outcome {
         55 => socket::get_option(me, a, b, c, d, e),
         56 => crate::thread::clone(r),
         60 => crate::thread::end(me),
-        62 => threads::kill(me, r, a, b),
+        62 => signal::kill(me, r, a, b),
         63 => identity::uname(a),
         72 => descriptors::fcntl(a, b, c),
         73 | 91 | 93 => files::nothing_to_do(a), // flock, fchmod, fchown
@@ -232,11 +257,14 @@ fn dispatch(r: &Registers) -> Outcome {
         99 => identity::sysinfo(me, a),
         102 | 104 | 107 | 108 => Ok(0), // getuid, getgid, geteuid, getegid
         110 => Ok(0),                   // getppid
-        131 => threads::sigaltstack(b),
+        127 => signal::pending(me, a, b),
+        128 => signal::timedwait(me, a, b, c, d),
+        130 => signal::suspend(me, a, b),
+        131 => signal::altstack(me, r, a, b),
         157 => identity::prctl(a),
         158 => threads::arch_prctl(a, b),
-        186 => Ok(u64::from(me.tid)), // gettid
-        200 => threads::kill(me, r, a, b),
+        186 => Ok(u64::from(me.tid)),               // gettid
+        200 => signal::kill_thread(me, r, 1, a, b), // tkill
         201 => time::time(me, a),
         202 => futex::futex(me, a, b as u32, c as u32, d, e, f as u32),
         203 => Ok(0), // sched_setaffinity
@@ -251,9 +279,9 @@ fn dispatch(r: &Registers) -> Outcome {
         229 => time::clock_getres(a, b),
         230 => time::clock_nanosleep(me, a, b, c, d),
         231 => threads::exit_group(me, a),
-        232 | 281 => poll::epoll_wait(me, a, b, c, poll::milliseconds(d)),
+        232 => poll::epoll_wait(me, a, b, c, poll::milliseconds(d)),
         233 => poll::epoll_ctl(me, a, b, c, d),
-        234 => threads::kill(me, r, a, c), // tgkill
+        234 => signal::kill_thread(me, r, a, b, c), // tgkill
         257 => files::open(me, a, b, c, d),
         258 => files::mkdir(me, a, b, c),
         262 => files::newfstatat(a, b, c),
@@ -261,9 +289,16 @@ fn dispatch(r: &Registers) -> Outcome {
         264 => files::rename([a, b], [c, d], 0),
         267 => files::readlink(a, b, c, d),
         268 | 269 | 439 => files::access(a, b), // fchmodat, faccessat, faccessat2
-        270 => poll::select(me, a, [b, c, d], poll::optional_timespec(e)?),
-        271 => poll::poll(me, a, b, poll::optional_timespec(c)?),
+        270 => {
+            let (limit, [mask, size]) = (poll::optional_timespec(e)?, signal::mask_argument(f)?);
+            signal::with_mask(me, mask, size, |me| poll::select(me, a, [b, c, d], limit))
+        }
+        271 => {
+            let limit = poll::optional_timespec(c)?;
+            signal::with_mask(me, d, e, |me| poll::poll(me, a, b, limit))
+        }
         273 => Ok(0), // set_robust_list
+        281 => signal::with_mask(me, e, f, |me| poll::epoll_wait(me, a, b, c, poll::milliseconds(d))),
         283 => event::timerfd_create(a, b),
         284 => event::eventfd(a, 0),
         286 => event::timerfd_settime(me, a, b, c, d),
@@ -273,6 +308,7 @@ fn dispatch(r: &Registers) -> Outcome {
         291 => poll::epoll_create(me, a),
         292 => descriptors::dup_to(a, b, c as u32, false),
         293 => descriptors::pipe(a, b),
+        299 => socket::recvmmsg(me, [a, b, c, d], poll::optional_timespec(e)?),
         302 => identity::prlimit(b, c, d),
         307 => socket::sendmmsg(me, a, b, c, d),
         309 => identity::getcpu(a, b),
@@ -280,15 +316,19 @@ fn dispatch(r: &Registers) -> Outcome {
         324 => Ok(0), // membarrier: all threads see all stores
         332 => files::statx(a, b, e),
         316 => files::rename([a, b], [c, d], e),
+        435 => crate::thread::clone3(r),
         436 => descriptors::close_range(a, b, c),
-        441 => poll::epoll_wait(me, a, b, c, poll::optional_timespec(d)?),
+        441 => {
+            let limit = poll::optional_timespec(d)?;
+            signal::with_mask(me, e, f, |me| poll::epoll_wait(me, a, b, c, limit))
+        }
         number => refuse(number),
     }
 }
 
 fn refuse(number: u64) -> Outcome {
     count(counter::REFUSED_CALLS);
-    // rseq (334) and clone3 (435) are asked for by every start and have well-known fallbacks; they are counted too.
+    // rseq (334) is asked for by every start and has a well-known fallback; it is counted too.
     let slots = (counter::COUNT - counter::REFUSED_BY_NUMBER) as u64;
     count(counter::REFUSED_BY_NUMBER + number.min(slots - 1) as usize);
     Err(Errno::NOSYS)

@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use enclos::abi::{MAX_POLLED, MAX_READY, Polled, Ready, hostcall};
 
 use super::descriptors::{self, CLOEXEC, Kind, Now, Object, events};
-use super::{Outcome, own, time};
+use super::{Outcome, own, signal, time};
 use crate::clock::{self, Clock};
 use crate::host::{self, Errno, Frame};
 use crate::lock::SpinLock;
@@ -165,6 +165,7 @@ impl Interests {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
+                self.slots.try_reserve(1).map_err(|_| Errno::NOMEM)?;
                 self.slots.push(Slot::default());
                 self.slots.len() as u32 - 1
             }
@@ -287,6 +288,17 @@ impl Out {
     }
 }
 
+/// Size of a [`Ready`].
+const READY: usize = size_of::<Ready>();
+/// How many of them are copied at a time.
+const BATCH: usize = 64;
+
+/// What the host wrote of one event.
+fn reported(raw: &[u8; READY]) -> Ready {
+    let [a @ .., e0, e1, e2, e3, _, _, _, _] = *raw;
+    Ready { index: u64::from_le_bytes(a), events: u32::from_le_bytes([e0, e1, e2, e3]), reserved: 0 }
+}
+
 impl Epoll {
     /// Something inside may be ready: gets those who wait out of the host.
     pub fn wake(&self) {
@@ -318,26 +330,31 @@ impl Epoll {
             };
             drop(kept);
             let left = until.map_or(FOREVER, |u| u.saturating_sub(now.monotonic));
+            // From here on whoever sends this thread a signal wakes it.
+            me.signals().waits_in_epoll(asks_host.then_some(self.handle));
+            let is_interrupted = signal::is_due(me);
             if asks_host {
+                let left = if is_interrupted { 0 } else { left };
                 let limit = if out.count != 0 { 0 } else { due.map_or(left, |d| d.min(left)) };
                 let most = (out.most - out.count).min(MAX_READY);
                 let answer =
                     host::call_keeping(me, hostcall::EPOLL_WAIT, u64::from(self.handle), most, limit);
+                me.signals().waits_in_epoll(None);
+                if answer == 0 {
+                    signal::pass_on(me, self.handle);
+                }
                 let mut interests = self.interests.lock();
                 interests.waiting -= 1;
                 match host::checked(answer, most) {
                     Ok(count) => {
-                        for i in 0..count {
-                            let mut raw = [0; size_of::<Ready>()];
-                            Frame::of(me).get(i * size_of::<Ready>() as u64, &mut raw);
-                            let [a @ .., e0, e1, e2, e3, _, _, _, _] = raw;
-                            let ready = Ready {
-                                index: u64::from_le_bytes(a),
-                                events: u32::from_le_bytes([e0, e1, e2, e3]),
-                                reserved: 0,
-                            };
-                            if let Some((events, data)) = interests.take(ready) {
-                                out.put(events, data);
+                        let mut raw = [0; BATCH * READY];
+                        for first in (0..count as usize).step_by(BATCH) {
+                            let raw = &mut raw[..READY * BATCH.min(count as usize - first)];
+                            Frame::of(me).get((first * READY) as u64, raw);
+                            for ready in raw.chunks_exact(READY).filter_map(|r| r.first_chunk()) {
+                                if let Some((events, data)) = interests.take(reported(ready)) {
+                                    out.put(events, data);
+                                }
                             }
                         }
                     }
@@ -349,7 +366,7 @@ impl Epoll {
             if out.count != 0 {
                 return Ok(());
             }
-            if crate::ended() {
+            if crate::ended() || signal::is_due(me) {
                 return Err(Errno::INTR);
             }
             if until.is_some() && clock::now(me, Clock::Monotonic)? >= until.unwrap_or(0) {
@@ -359,8 +376,7 @@ impl Epoll {
     }
 }
 
-/// epoll_wait(2), epoll_pwait(2), epoll_pwait2(2): `limit` in nanoseconds, `None` for ever. There are no signals inside,
-/// so the signal mask has no meaning.
+/// epoll_wait(2), epoll_pwait(2), epoll_pwait2(2): `limit` in nanoseconds, `None` for ever.
 pub fn epoll_wait(me: &mut Thread, fd: u64, to: u64, most: u64, limit: Option<u64>) -> Outcome {
     let instance = descriptors::get(fd)?;
     let Kind::Epoll(epoll) = &instance.kind else { return Err(Errno::INVAL) };
@@ -401,8 +417,11 @@ struct Item {
 
 /// Waits until one of the items is ready or the time has come; the events are in `found`.
 fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Result<(), Errno> {
+    const ATTEMPTS: u32 = 8;
     let until = deadline(me, limit)?;
+    let mut attempts = 0_u32;
     loop {
+        attempts = attempts.saturating_add(1);
         let now = Now::ask(me)?;
         let (mut ready, mut sockets, mut due) = (false, 0, None::<u64>);
         for item in items.iter_mut() {
@@ -430,6 +449,8 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
         }
         let left = until.map_or(FOREVER, |u| u.saturating_sub(now.monotonic));
         let left = if ready { 0 } else { due.map_or(left, |d| d.min(left)) };
+        // Whoever sends a signal later wakes this thread.
+        let left = if signal::is_due(me) { 0 } else { left };
         let answer = match (sockets, left) {
             (0, 0) => Ok(0),
             // The answer does not matter: what is looked at again decides.
@@ -444,8 +465,9 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
             o.watches().into_iter().flatten().for_each(|w| w.delist(me));
         });
         match answer {
-            // What is ready inside must not hide what is at the host.
-            Err(Errno::INTR) if ready && !crate::ended() => continue,
+            // What is ready inside must not hide what is at the host; but a host that is never done must not hide what is
+            // ready inside.
+            Err(Errno::INTR) if ready && attempts < ATTEMPTS && !crate::ended() => continue,
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) if !ready => return Err(e),
             Err(_) => {}
@@ -467,7 +489,7 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
         if ready {
             return Ok(());
         }
-        if crate::ended() {
+        if crate::ended() || signal::is_due(me) {
             return Err(Errno::INTR);
         }
         if let Some(until) = until
@@ -478,9 +500,12 @@ fn wait_for_any(me: &mut Thread, items: &mut [Item], limit: Option<u64>) -> Resu
     }
 }
 
-/// Waits for one socket. EAGAIN when the time (CLOCK_MONOTONIC) has come.
+/// Waits for one socket. EAGAIN when the time (CLOCK_MONOTONIC) has come, EINTR for a signal.
 pub fn wait_for_socket(me: &mut Thread, handle: u32, wanted: u32, until: Option<u64>) -> Result<(), Errno> {
     loop {
+        if signal::is_due(me) {
+            return Err(Errno::INTR);
+        }
         let left = match until {
             None => FOREVER,
             Some(until) => match until.saturating_sub(clock::now(me, Clock::Monotonic)?) {

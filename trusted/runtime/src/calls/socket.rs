@@ -15,7 +15,7 @@ use enclos::network::{Address, permitted};
 
 use super::channel::End;
 use super::descriptors::{self, CLOEXEC, Kind, NONBLOCK, Object, events};
-use super::{Outcome, own, own_bytes, poll};
+use super::{Outcome, own, own_bytes, poll, signal};
 use crate::clock::{self, Clock};
 use crate::host::{self, Errno, Frame};
 use crate::thread::Thread;
@@ -345,20 +345,50 @@ pub fn recvmsg(me: &mut Thread, fd: u64, message: u64, flags: u64) -> Outcome {
 
 /// sendmmsg(2): one after the other.
 pub fn sendmmsg(me: &mut Thread, fd: u64, messages: u64, count: u64, flags: u64) -> Outcome {
+    each_message(messages, count, |_, at| sendmsg(me, fd, at, flags).map(Some))
+}
+
+/// recvmmsg(2): descriptor, messages, count, flags. As in Linux, the time is looked at after each message.
+pub fn recvmmsg(me: &mut Thread, [fd, messages, count, flags]: [u64; 4], limit: Option<u64>) -> Outcome {
+    const MSG_WAITFORONE: u64 = 0x10000;
+    let until = match limit {
+        Some(ns) => Some(clock::now(me, Clock::Monotonic)?.saturating_add(ns)),
+        None => None,
+    };
+    each_message(messages, count, |done, at| {
+        if done != 0
+            && until.is_some_and(|until| clock::now(me, Clock::Monotonic).is_ok_and(|now| now >= until))
+        {
+            return Ok(None);
+        }
+        let waits_no_more = done != 0 && flags & MSG_WAITFORONE != 0;
+        let flags = if waits_no_more { flags | MSG_DONTWAIT } else { flags } & !MSG_WAITFORONE;
+        recvmsg(me, fd, at, flags).map(Some)
+    })
+}
+
+/// Calls `f` for each `struct mmsghdr` (a `struct msghdr` and its result) with how many are done, until it fails or has
+/// enough. Returns how many are done.
+fn each_message(
+    messages: u64,
+    count: u64,
+    mut f: impl FnMut(u64, u64) -> Result<Option<u64>, Errno>,
+) -> Outcome {
     const SIZE: u64 = 64;
-    let mut sent = 0;
-    while sent < count.min(MAX_VECTORS) {
-        let at = messages + SIZE * sent;
-        let len = own::<u32>(at + 56)?;
-        match sendmsg(me, fd, at, flags) {
+    let mut done = 0;
+    while done < u64::from(count as u32).min(MAX_VECTORS) {
+        let at = messages.wrapping_add(SIZE * done);
+        let len = own::<u32>(at.wrapping_add(56))?;
+        match f(done, at) {
             // SAFETY: checked to be the program's.
-            Ok(n) => unsafe { len.write(n as u32) },
-            Err(e) if sent == 0 => return Err(e),
+            Ok(Some(n)) => unsafe { len.write(n as u32) },
+            Ok(None) => break,
+            Err(e) if done == 0 => return Err(e),
             Err(_) => break,
         }
-        sent += 1;
+        done += 1;
     }
-    Ok(sent)
+    Ok(done)
 }
 
 /// An array of `struct iovec`s: address and length of each.
@@ -610,7 +640,7 @@ impl Socket {
         loop {
             match attempt(me) {
                 Err(Errno::AGAIN) if blocks => {}
-                Err(Errno::INTR) if blocks && !crate::ended() => continue,
+                Err(Errno::INTR) if blocks && !crate::ended() && !signal::is_due(me) => continue,
                 outcome => return outcome,
             }
             let until = match until {

@@ -48,30 +48,43 @@ pub fn time(me: &mut Thread, to: u64) -> Outcome {
     Ok(s)
 }
 
-/// nanosleep(2). There are no signals inside, so nothing is ever left to sleep.
-pub fn nanosleep(me: &mut Thread, request: u64, _remaining: u64) -> Outcome {
-    sleep(me, read_timespec(request)?)
+/// nanosleep(2).
+pub fn nanosleep(me: &mut Thread, request: u64, remaining: u64) -> Outcome {
+    let ns = read_timespec(request)?;
+    sleep(me, ns, remaining)
 }
 
 /// clock_nanosleep(2), relative and TIMER_ABSTIME.
-pub fn clock_nanosleep(me: &mut Thread, id: u64, flags: u64, request: u64, _remaining: u64) -> Outcome {
+pub fn clock_nanosleep(me: &mut Thread, id: u64, flags: u64, request: u64, remaining: u64) -> Outcome {
     let ns = read_timespec(request)?;
-    let ns = if flags & 1 != 0 { ns.saturating_sub(clock::now(me, which(id)?)?) } else { ns };
-    sleep(me, ns)
+    let clock = which(id)?;
+    match flags & 1 != 0 {
+        true => {
+            let left = ns.saturating_sub(clock::now(me, clock)?);
+            sleep(me, left, 0)
+        }
+        false => sleep(me, ns, remaining),
+    }
 }
 
-/// Sleeps until the enclave's own clock says that the time is over; the host may wake it early as often as it likes.
-pub fn sleep(me: &mut Thread, ns: u64) -> Outcome {
+/// Sleeps until the enclave's own clock says that the time is over; the host may wake it early as often as it likes. A
+/// signal ends it: then what is left goes to `remaining`, where that is not 0.
+fn sleep(me: &mut Thread, ns: u64, remaining: u64) -> Outcome {
+    if remaining != 0 {
+        own::<[u64; 2]>(remaining)?;
+    }
     let until = clock::now(me, Clock::Monotonic)?.saturating_add(ns);
     let mut left = ns;
-    while left > 0 {
-        match host::checked(host::call_keeping(me, hostcall::SLEEP, left, 0, 0), 0) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(e),
+    while left > 0 && !crate::ended() {
+        if super::signal::is_due(me) {
+            if remaining != 0 {
+                // SAFETY: checked to be the program's.
+                unsafe { (remaining as *mut [u64; 2]).write([left / NS, left % NS]) };
+            }
+            return Err(Errno::INTR);
         }
-        if crate::ended() {
-            break;
-        }
+        // The answer does not matter: the clock decides.
+        host::call_keeping(me, hostcall::WAIT, me.seed.index, left, 0);
         left = until.saturating_sub(clock::now(me, Clock::Monotonic)?);
     }
     Ok(0)
