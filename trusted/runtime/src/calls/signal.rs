@@ -255,10 +255,12 @@ pub fn kill_thread(me: &mut Thread, r: &Registers, group: u64, tid: u64, signal:
     }
     let is_question = is_question(signal)?;
     let tid = tid as u32;
-    let Some(index) = (0..thread::count()).find(|i| thread::tid_of(*i) == tid) else {
-        // One that was cloned and has not been entered yet.
-        let signals = if is_question { 0 } else { bit(signal) };
-        return if thread::send_to_pending(tid, signals) { Ok(0) } else { Err(Errno::SRCH) };
+    let running = || (0..thread::count()).find(|i| thread::tid_of(*i) == tid);
+    let index = match running() {
+        Some(index) => index,
+        // One that was cloned and has not been entered yet, or has been just now.
+        None if thread::send_to_pending(tid, if is_question { 0 } else { bit(signal) }) => return Ok(0),
+        None => running().ok_or(Errno::SRCH)?,
     };
     if is_question {
         return Ok(0);
