@@ -48,6 +48,11 @@ fn c_with_threads() {
 }
 
 #[test]
+fn c_with_threads_files_and_malloc() {
+    same_inside_and_outside("workers.c");
+}
+
+#[test]
 fn c_with_sockets() {
     same_inside_and_outside("network.c");
 }
