@@ -349,7 +349,7 @@ fn decisions_do_not_cross(one: &dyn Store, other: &dyn Store) {
     // Keys: only one of those who saw the same newest key adds the next.
     let key = |made: u64| enclos_attestation_service::store::StoredKey {
         made,
-        private_key: vec![1],
+        private_key: Some(vec![1]),
         certificate: vec![2],
     };
     let won = std::thread::scope(|scope| {

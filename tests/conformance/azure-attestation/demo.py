@@ -83,6 +83,9 @@ try:
     check("and ACCEPTED where that root is named: the key is held by this image, under these demands",
           enclos(*verify, "--policy", told, "--demands", demands).returncode == 0)
 
+    check("but not for a service that demands something else of platforms",
+          enclos(*verify, "--policy", told, "--demands", "00" * 32).returncode == 4)
+
     print("\n== Both Azure SDKs validate its token for the enclave of examples/attested")
     quote, statement = given("quote.bin"), given("statement.json")
     client = AttestationClient(address, NoCredential(), connection_verify=CA)

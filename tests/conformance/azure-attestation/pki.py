@@ -13,7 +13,7 @@ def pem(key):
     ).decode()
 
 
-def certificate(name, key, issuer=None, names=()):
+def certificate(name, key, issuer=None, names=(), extensions=()):
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer_name, issuer_key = (issuer[0].subject, issuer[1]) if issuer else (subject, key)
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -35,6 +35,8 @@ def certificate(name, key, issuer=None, names=()):
         )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(list(names)), critical=False)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
 
 

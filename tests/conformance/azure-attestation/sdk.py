@@ -620,6 +620,28 @@ def a_running_enclave_gets_a_token_where_its_emulated_root_is_named():
     fails("InvalidParameter", lambda: client().attest_sgx_enclave(evidence, runtime_json=another))
 
 
+def verified(name, cert, policy):
+    """Exit code of `enclos verify` for a signing certificate, as of the time of the collateral."""
+    path = write(os.path.join(folder, name), cert_pem(cert))
+    policy = write(os.path.join(folder, "verify.toml"), "any_identity = true\n" + policy)
+    collateral = os.path.join(EMULATED, "collateral.json")
+    command = [SERVICE[0], "--quiet", "verify", path, "--policy", policy, "--collateral", collateral, "--time", EVIDENCE_TIME]
+    return subprocess.run(command, stdout=log, stderr=log).returncode
+
+
+if INSIDE:
+    @test
+    def evidence_in_a_signing_certificate_is_about_its_own_key():
+        told = f'emulated_roots = ["{emulated_root}"]\n'
+        for signer in client().get_signing_certificates():
+            cert = x509.load_pem_x509_certificate(signer.certificates[0].encode())
+            equal(verified("own.pem", cert, ""), 4)
+            equal(verified("own.pem", cert, told), 0)
+            evidence = [e.value for e in cert.extensions if e.oid.dotted_string == "1.3.6.1.4.1.311.105.1"]
+            equal(verified("stranger.pem", certificate("stranger", stranger_key, extensions=evidence), told), 4)
+            equal(verified("none.pem", stranger, told), 1)
+
+
 settings = {
     "emulated": made("quote.bin").hex(), "statement": made("statement.json").hex(),
     "open": OPEN, "isolated": ISOLATED, "report": report.hex(), "runtime": runtime.hex(),
