@@ -228,3 +228,25 @@ fn an_image_tells_which_linux_calls_it_was_refused() {
     assert!(refused.iter().any(|r| r["name"] == "inotify_init" && r["count"] == 1), "{run}");
     assert!(run["direct"].as_u64().unwrap() > 5);
 }
+
+#[test]
+fn an_image_is_run_as_it_is_and_tells_what_crossed_its_boundary() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    image(here);
+    fs::write(here.join("key.pem"), KEY).unwrap();
+    ok(enclos(here).args(["sign", "hello.enclave", "--key", "key.pem"]));
+    let run = ["run", "--platform", "emulated", "hello.enclave"];
+    let Output { status, stdout, stderr } =
+        enclos(here).args(run).args(["--stats", "--", "there"]).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(2), "the program's own: {stderr}");
+    assert_eq!(String::from_utf8(stdout).unwrap(), "inside there\n");
+    for said in
+        [" EENTER", "asynchronous exits for exceptions", "for interrupts", "write 0 inside, 1 passed out"]
+    {
+        assert!(stderr.contains(said), "{said:?} is not in {stderr}");
+    }
+    let said = fails(enclos(here).args(run).arg("--gdb"), 2);
+    assert!(said.contains("Name the project's folder"), "{said}");
+}
