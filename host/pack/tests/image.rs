@@ -136,7 +136,7 @@ fn the_runtime_built_in_packs() {
 fn every_setting_that_matters_is_measured() {
     let base = image(&config()).mrenclave();
     assert_eq!(base, image(&config()).mrenclave(), "same inputs, same measurement");
-    let changes: [fn(&mut Config); 8] = [
+    let changes: [fn(&mut Config); 10] = [
         |c| c.debug = true,
         |c| c.product_id = 7,
         |c| c.security_version = 7,
