@@ -195,7 +195,9 @@ fn mounts(project: &Project, given: &[(String, PathBuf)]) -> Result<Vec<(String,
             }
             None => {
                 let path = &mount.path;
-                return Err(Error::Usage(format!("{path} is a directory of the host: say which, --mount {path}=DIRECTORY")));
+                return Err(Error::Usage(format!(
+                    "{path} is a directory of the host: say which, --mount {path}=DIRECTORY"
+                )));
             }
         };
         all.push((mount.path.clone(), directory));

@@ -33,7 +33,7 @@
 //! bin = "vault-enclave"       # which binary, when the crate has several
 //! features = []
 //! ```
-//! Every key but `name` has the default shown above, except `env`, `services`, `fixed-env`, `network` and `features`,
+//! Every key but `name` has the default shown above, except `env`, `services`, `fixed-env`, `network`, `mounts` and `features`,
 //! which default to empty, and `crate`: `enclave` if that folder exists, else the folder of the file.
 
 use std::collections::BTreeMap;

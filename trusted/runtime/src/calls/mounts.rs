@@ -526,8 +526,7 @@ pub fn write_host(handle: u32, at: u64, from: &[u8]) -> Result<usize, Errno> {
 /// fdatasync(2) by the host; ESTALE where the file must be in a directory and is in none.
 pub fn sync_host(handle: u32, must_be_linked: bool) -> Outcome {
     let me = Thread::current();
-    let answer =
-        host::call_keeping(me, hostcall::FILE_SYNC, u64::from(handle), u64::from(must_be_linked), 0);
+    let answer = host::call_keeping(me, hostcall::FILE_SYNC, u64::from(handle), u64::from(must_be_linked), 0);
     host::checked(answer, 0)
 }
 
