@@ -34,8 +34,8 @@
 //! bin = "vault-enclave"       # which binary, when the crate has several
 //! features = []
 //! ```
-//! Every key but `name` has the default shown above, except `env`, `services`, `signals`, `fixed-env`, `network` and
-//! `features`, which default to empty, and `crate`: `enclave` if that folder exists, else the folder of the file.
+//! Every key but `name` has the default shown above, except `env`, `services`, `signals`, `fixed-env`, `network`, `mounts`
+//! and `features`, which default to empty, and `crate`: `enclave` if that folder exists, else the folder of the file.
 
 use std::collections::BTreeMap;
 use std::fmt;
