@@ -193,12 +193,8 @@ fn mounts(project: &Project, given: &[(String, PathBuf)]) -> Result<Vec<(String,
                     .map_err(|source| Error::Write { path: directory.clone(), source })?;
                 directory
             }
-            None => {
-                let path = &mount.path;
-                return Err(Error::Usage(format!(
-                    "{path} is a directory of the host: say which, --mount {path}=DIRECTORY"
-                )));
-            }
+            // ENODEV inside, and a log record that says why: the program may do without.
+            None => continue,
         };
         all.push((mount.path.clone(), directory));
     }
