@@ -298,11 +298,8 @@ fn mounts(
                     .map_err(|source| Error::Write { path: directory.clone(), source })?;
                 directory
             }
-            (None, _) => {
-                return Err(Error::Usage(format!(
-                    "{path} is a directory of the host: say which, --mount {path}=DIRECTORY"
-                )));
-            }
+            // ENODEV inside, and a log record that says why: the program may do without.
+            (None, _) => continue,
         };
         all.push((path.to_owned(), directory));
     }
