@@ -142,11 +142,15 @@ impl Ensemble {
             let value = values[place];
             nodes.push(Node::Branch { feature, value, mode, missing_is_true, when_true, when_false });
         }
-        // One parent at most, and a root for every tree: then all that a root reaches is a tree, and walks end.
+        // One parent at most, and all reached from a node without: then there are only trees, and walks end.
         if let Some(place) = parents.iter().position(|p| *p > 1) {
             return Err(format!("tree {} reaches node {} by two ways", trees[place], ids[place]).into());
         }
         let roots: Vec<usize> = (0..count).filter(|place| parents[*place] == 0).collect();
+        let reached = reached(&nodes, &roots);
+        if let Some(place) = reached.iter().position(|is| !is) {
+            return Err(format!("tree {}: node {} is never reached", trees[place], ids[place]).into());
+        }
         if roots.is_empty() {
             return Err("it has no tree".to_owned().into());
         }
@@ -193,6 +197,18 @@ impl Ensemble {
         let floats = input.floats()?;
         Ok((rows, (0..rows).map(move |row| &floats[row * columns..(row + 1) * columns])))
     }
+}
+
+/// By place: is the node below one of the roots? No node has two parents.
+fn reached(nodes: &[Node], roots: &[usize]) -> Vec<bool> {
+    let (mut reached, mut open) = (vec![false; nodes.len()], roots.to_vec());
+    while let Some(place) = open.pop() {
+        reached[place] = true;
+        if let Node::Branch { when_true, when_false, .. } = nodes[place] {
+            open.extend([when_true, when_false]);
+        }
+    }
+    reached
 }
 
 fn regressor(attributes: &Attributes<'_>) -> Result<Prepared, Refusal> {
