@@ -40,6 +40,11 @@ pub(crate) const STEPS: &[Step] = &[
         about: "an example attests: refused by default, accepted when the root is named",
         run: attested,
     },
+    Step {
+        name: "onnxruntime",
+        about: "ONNX Runtime and our engine on models that scikit-learn trains",
+        run: onnxruntime,
+    },
     Step { name: "azure", about: "Azure's attestation SDKs against the service", run: azure },
     Step {
         name: "inspector",
@@ -139,6 +144,13 @@ fn quotes(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/dcap-qvl/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
+}
+
+fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[venv()], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/onnxruntime/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
 }
 
