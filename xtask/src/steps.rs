@@ -47,6 +47,11 @@ pub(crate) const STEPS: &[Step] = &[
         run: azure,
     },
     Step {
+        name: "onnxruntime",
+        about: "ONNX Runtime and our engine on models that scikit-learn trains",
+        run: onnxruntime,
+    },
+    Step {
         name: "inspector",
         about: "the attestation service's evidence inspector in headless Chromium",
         run: inspector,
@@ -156,6 +161,13 @@ fn quotes(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/dcap-qvl/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
+}
+
+fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[venv()], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/onnxruntime/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
 }
 
