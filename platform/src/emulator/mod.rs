@@ -25,7 +25,7 @@ mod thread;
 mod thread_tests;
 mod transitions;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sgx_isa::{AttributesFlags, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
 
@@ -171,7 +171,7 @@ impl Builder {
             epoch: state.epoch.clone(),
             leaves: Box::new(LeafFunctions(pages.clone())),
         })?;
-        Ok(Enclave { threads, pages })
+        Ok(Enclave { threads, pages, changing: Mutex::new(()) })
     }
 }
 
@@ -242,6 +242,9 @@ pub struct Enclave {
     // First, so that nobody can enter when the memory goes.
     threads: Arc<EnclaveThreads>,
     pages: Arc<EnclavePages>,
+    /// One change of pages after the other, its tracking included, as with the lock that Linux has for each enclave: an
+    /// ETRACK of another thread in between would leave pages untracked.
+    changing: Mutex<()>,
 }
 
 impl Enclave {
@@ -253,6 +256,10 @@ impl Enclave {
     /// How often its boundary was crossed so far.
     pub fn transitions(&self) -> Transitions {
         self.threads.transitions()
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// ENCLS\[ETRACK\], and all threads out of the enclave for a moment, as kernels do it.
@@ -310,6 +317,7 @@ impl Initialized for Enclave {
 
 impl DynamicMemory for Enclave {
     fn augment(&self, offset: u64, count: u64) -> Result<(), PlatformError> {
+        let _alone = self.change();
         let page = |i: u64| offset.wrapping_add(i.wrapping_mul(PAGE));
         let is_there = |i: &u64| self.state().epcm_entry(page(*i)).is_some();
         let mut next = 0;
@@ -325,18 +333,21 @@ impl DynamicMemory for Enclave {
     }
 
     fn restrict(&self, offset: u64, count: u64, permissions: SecinfoFlags) -> Result<(), PlatformError> {
+        let _alone = self.change();
         let outcome = self.pages.emodpr(offset, count, permissions, &self.threads);
         self.track()?;
         outcome
     }
 
     fn modify_type(&self, offset: u64, count: u64, page_type: PageType) -> Result<(), PlatformError> {
+        let _alone = self.change();
         let outcome = self.pages.emodt(offset, count, page_type, &self.threads);
         self.track()?;
         outcome
     }
 
     fn remove(&self, offset: u64, count: u64) -> Result<(), PlatformError> {
+        let _alone = self.change();
         let trimmed =
             (0..count).take_while(|i| self.pages.is_trimmed(offset.wrapping_add(i * PAGE))).count() as u64;
         self.pages.eremove(offset, trimmed, &self.threads)?;

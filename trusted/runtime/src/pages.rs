@@ -104,19 +104,30 @@ pub enum Gone {
 pub fn send_back(at: u64, pages: u64, mut each: impl FnMut(u64, Gone)) {
     // A host that says no may have done it all the same, and the other way round: EACCEPT tells.
     let _ = ask(hostcall::TRIM, at, pages, 0);
-    let mut all = true;
-    for i in 0..pages {
-        let gone = match accept(at + i * PAGE, MODIFIED | PT_TRIM) {
-            0 => Gone::Yes,
-            MISMATCH => Gone::No,
-            _ => Gone::Unknown,
+    // Pages gone one after another, up to this one.
+    let mut run = 0;
+    for i in 0..=pages {
+        let gone = match i == pages {
+            true => Gone::No,
+            false => match accept(at + i * PAGE, MODIFIED | PT_TRIM) {
+                0 => Gone::Yes,
+                MISMATCH => Gone::No,
+                _ => Gone::Unknown,
+            },
         };
-        all &= gone == Gone::Yes;
-        each(i, gone);
-    }
-    if all {
-        // If it does not free them, that is its memory.
-        let _ = ask(hostcall::REMOVE, at, pages, 0);
+        if gone == Gone::Yes {
+            run += 1;
+            continue;
+        }
+        // Before others may ask for them anew. If the host does not free them, that is its memory.
+        if run != 0 {
+            let _ = ask(hostcall::REMOVE, at + (i - run) * PAGE, run, 0);
+        }
+        (i - run..i).for_each(|gone| each(gone, Gone::Yes));
+        run = 0;
+        if i < pages {
+            each(i, gone);
+        }
     }
 }
 

@@ -146,13 +146,13 @@ pub fn at(index: u32) -> *mut Thread {
     (AREA.load(Ordering::Relaxed) + u64::from(index) * region::STRIDE + region::DATA) as *mut Thread
 }
 
-/// The signals of the thread with this index.
+/// The signals of the thread with this index, which is one of [`all`].
 pub fn signals_of(index: u32) -> &'static Signals {
-    // SAFETY: made of atomics, in a page that is always there.
+    // SAFETY: made of atomics, in a page that stays once it is there.
     unsafe { &(*at(index)).signals }
 }
 
-/// The identifier of the thread that runs with this index; 0: none.
+/// The identifier of the thread that runs with this index, which is one of [`all`]; 0: none.
 pub fn tid_of(index: u32) -> u32 {
     // SAFETY: a word that its thread changes when it starts and ends.
     unsafe { (&raw const (*at(index)).tid).read_volatile() }
@@ -276,6 +276,14 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
         }
     }
     let mut answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
+    // A thread is over for the program a moment before its TCS is free for the host.
+    for round in 0..MOMENTS {
+        if answer == 0 || !one_comes_free() {
+            break;
+        }
+        crate::host::call_keeping(me, hostcall::SLEEP, 20_000 << (round / 8), 0, 0);
+        answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
+    }
     if answer < 0 && crate::pages::are_dynamic() && add_region(me).is_ok() {
         answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
     }
@@ -288,6 +296,15 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
         }
     }
     Ok(u64::from(tid))
+}
+
+/// How often a thread that is being made waits for one that has ended; 41 ms in all.
+const MOMENTS: u32 = 64;
+
+/// Are there more thread regions without a thread than threads that wait for one, the caller's included?
+fn one_comes_free() -> bool {
+    let waiting = PENDING.lock().iter().filter(|p| p.used).count();
+    all().filter(|index| tid_of(*index) == 0).count() >= waiting
 }
 
 /// Most thread regions that an image can have.
@@ -407,12 +424,13 @@ pub unsafe extern "C" fn run_pending() -> ! {
 
 /// exit(2): ends the thread and frees its TCS.
 pub fn end(me: &mut Thread) -> ! {
+    // First: whoever waits for its end may make another thread at once, which is to find the region without one.
+    me.tid = 0;
     if me.clear_tid != 0 {
         // SAFETY: the program registered this word to be cleared when the thread ends.
         unsafe { (*(me.clear_tid as *const AtomicU32)).store(0, Ordering::SeqCst) };
         crate::calls::futex::wake(me.clear_tid, u32::MAX, u32::MAX);
     }
-    me.tid = 0;
     me.set_state(state::FREE, false);
     // SAFETY: the thread is over; its runtime stack is free for the next.
     unsafe { entry::enclos_leave(exit::THREAD_END, 0, 0) }

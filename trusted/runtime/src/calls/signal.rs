@@ -255,7 +255,7 @@ pub fn kill_thread(me: &mut Thread, r: &Registers, group: u64, tid: u64, signal:
     }
     let is_question = is_question(signal)?;
     let tid = tid as u32;
-    let running = || (0..thread::count()).find(|i| thread::tid_of(*i) == tid);
+    let running = || thread::all().find(|i| thread::tid_of(*i) == tid);
     let index = match running() {
         Some(index) => index,
         // One that was cloned and has not been entered yet, or has been just now.
@@ -290,7 +290,7 @@ fn send_to_process(me: &mut Thread, rip: u64, signal: u64) {
             && thread::tid_of(i) != 0
     };
     let first = me.seed.index as u32;
-    let taker = core::iter::once(first).chain(0..thread::count()).find(|i| takes(*i));
+    let taker = core::iter::once(first).chain(thread::all()).find(|i| takes(*i));
     if keep(me, rip, signal, taker.is_none_or(|i| thread::signals_of(i).mask() & bit(signal) != 0)) {
         FOR_PROCESS.fetch_or(bit(signal), Ordering::SeqCst);
         if let Some(taker) = taker {
@@ -332,7 +332,7 @@ pub fn pass_on(me: &mut Thread, handle: u32) {
             && t.epoll.load(Ordering::SeqCst) == u64::from(handle) + 1
             && t.due() != 0
     };
-    if (0..thread::count()).any(is_meant) {
+    if thread::all().any(is_meant) {
         host::call_keeping(me, hostcall::EPOLL_WAKE, u64::from(handle), 0, 0);
     }
 }
