@@ -19,6 +19,7 @@ fn main() {
     let root = manifest_dir.join("../..").canonicalize().expect("this crate is two folders below the root");
     for path in [
         "trusted/runtime",
+        "trusted/sealed",
         "interface",
         "Cargo.toml",
         "Cargo.lock",

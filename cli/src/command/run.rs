@@ -1,5 +1,6 @@
 //! `enclos run`
 
+use std::ffi::OsString;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -69,6 +70,11 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         .extension()
         .is_some_and(|e| e == enclos_pack::image::EXTENSION)
     {
+        if args.options.key.is_some() || args.options.output.is_some() {
+            return Err(Error::Usage(
+                "--key and --output are for projects, which are built; to sign an image: enclos sign".into(),
+            ));
+        }
         let image = read_image(&args.project)?;
         (Built { path: args.project.clone(), image, gdb_script: None }, None, None)
     } else {
@@ -81,7 +87,14 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
                 enclos_pack::config::FILE_NAME
             )));
         }
-        let host = project.host().map(HostBuild::start);
+        let host = project.host();
+        if host.is_some() && !args.mount.is_empty() {
+            return Err(Error::Usage(
+                "--mount is for projects without a host program; a host program calls Builder::mount itself"
+                    .into(),
+            ));
+        }
+        let host = host.map(HostBuild::start);
         (build::image(&project, &args.options, ui)?, host, Some(project.folder))
     };
     say_identity(&built.image, ui);
@@ -91,20 +104,17 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     } else {
         ui.warn("the platform is an emulated SGX CPU: it runs the same image, and protects nothing");
     }
+    let mounts = match host {
+        Some(_) => Vec::new(),
+        None => mounts(&built.image, folder.as_deref(), &args.mount)?,
+    };
     if args.gdb {
-        return run_gdb(host, &built, platform, args, ui);
+        return run_gdb(host, &built, platform, mounts, args, ui);
     }
     let aesm = aesm(&built.image, platform)?;
     match host {
-        Some(_) if !args.mount.is_empty() => Err(Error::Usage(
-            "--mount is for projects without a host program; a host program calls Builder::mount itself"
-                .into(),
-        )),
         Some(host) => run_host(host, &built, platform, aesm.as_ref(), args, ui),
-        None => {
-            let mounts = mounts(&built.image, folder.as_deref(), &args.mount)?;
-            run_inside(&built, platform, aesm.as_ref(), mounts, args, ui)
-        }
+        None => run_inside(&built, platform, aesm.as_ref(), mounts, args, ui),
     }
 }
 
@@ -157,7 +167,14 @@ fn run_host(
 }
 
 /// Runs the host program, or this command with the image, under gdb.
-fn run_gdb(host: Option<HostBuild>, built: &Built, platform: PlatformChoice, args: &Args, ui: Ui) -> Outcome {
+fn run_gdb(
+    host: Option<HostBuild>,
+    built: &Built,
+    platform: PlatformChoice,
+    mounts: Vec<(String, PathBuf)>,
+    args: &Args,
+    ui: Ui,
+) -> Outcome {
     let Some(script) = &built.gdb_script else {
         return Err(Error::Usage(
             "--gdb needs the project: an image file has not the symbols. Name the project's folder".into(),
@@ -180,7 +197,13 @@ fn run_gdb(host: Option<HostBuild>, built: &Built, platform: PlatformChoice, arg
         None => {
             let this = std::env::current_exe();
             let this = this.map_err(|source| Error::Spawn { program: "enclos".into(), source })?;
-            command.arg(this).args(["--quiet", "run"]).arg(&built.path).arg("--");
+            command.arg(this).args(["--quiet", "run"]).arg(&built.path);
+            for (path, directory) in mounts {
+                let mut mount = OsString::from(path + "=");
+                mount.push(directory);
+                command.arg("--mount").arg(mount);
+            }
+            command.arg("--");
         }
     }
     command.args(&args.arguments);
