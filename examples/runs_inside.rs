@@ -1,25 +1,9 @@
 //! For the examples that are plain programs: what one prints inside an enclave on the emulator.
 
-use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
-use enclos_host::{Builder, Enclave, PlatformChoice};
+use enclos_host::{Builder, Captured, Enclave, PlatformChoice};
 use enclos_pack::{Config, Date, SigningKey, build_application};
-
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Builds the project in the folder, runs it to its end, which must be a success, and returns its standard output.
 #[allow(dead_code)]
@@ -49,9 +33,7 @@ impl Program {
             .stderr(err.clone());
         let enclave = prepare(builder).start().unwrap();
         let status = enclave.wait();
-        let out = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
-        let err = String::from_utf8(err.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(status, Ok(0), "{out}\n{err}");
-        out
+        assert_eq!(status, Ok(0), "{}\n{}", out.text(), err.text());
+        out.text()
     }
 }

@@ -29,6 +29,7 @@
 pub mod aesm;
 mod backtrace;
 mod call;
+mod captured;
 mod clock;
 mod debugger;
 mod enclave;
@@ -43,6 +44,7 @@ mod switchless;
 mod threads;
 
 pub use self::call::EnclaveTransport;
+pub use self::captured::Captured;
 pub use self::enclave::{Builder, Enclave, Limits, LogLevel, PlatformChoice, StartError, Statistics};
 pub use self::entry::interrupt_signal;
 pub use self::hostcall::HostCall;

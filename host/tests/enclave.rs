@@ -4,12 +4,11 @@
 
 mod support;
 
-use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use enclos::contract::{CallError, ConnectError, End, Failure, Party};
-use enclos_host::{Builder, Enclave, EnclaveTransport, LogLevel};
+use enclos_host::{Builder, Captured, Enclave, EnclaveTransport, LogLevel};
 use enclos_platform::emulator::Emulator;
 use enclos_platform::emulator::machine::{Machine, MachineConfig};
 use enclos_test_guest::*;
@@ -71,26 +70,6 @@ fn start() -> (Enclave, GuestClient<EnclaveTransport>) {
     let guest = enclave.connect::<GuestClient<_>>().unwrap();
     host.back.set(guest.clone()).unwrap();
     (enclave, guest)
-}
-
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
-
-impl Shared {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-}
-
-impl Write for Shared {
-    fn write(&mut self, b: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(b);
-        Ok(b.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[test]
@@ -196,7 +175,7 @@ fn only_services_of_the_manifest_are_called() {
 
 #[test]
 fn output_log_arguments_and_environment() {
-    let (out, log) = (Shared::default(), Arc::new(Mutex::new(Vec::new())));
+    let (out, log) = (Captured::default(), Arc::new(Mutex::new(Vec::new())));
     let records = log.clone();
     let enclave = builder()
         .stdout(out.clone())
@@ -207,7 +186,7 @@ fn output_log_arguments_and_environment() {
     assert_eq!(out.text(), "hello, world\n");
     assert_eq!(*log.lock().unwrap(), [(LogLevel::Warn, "hello, world".to_owned())]);
 
-    let out = Shared::default();
+    let out = Captured::default();
     let enclave = builder()
         .stdout(out.clone())
         .arg("17")
@@ -223,7 +202,7 @@ fn output_log_arguments_and_environment() {
 
 #[test]
 fn shutdown_lets_the_program_finish() {
-    let out = Shared::default();
+    let out = Captured::default();
     let enclave = builder().stdout(out.clone()).start().unwrap();
     let guest = enclave.connect::<GuestClient<_>>().unwrap();
     guest.nothing().unwrap();

@@ -10,13 +10,12 @@
 //! took a request is told: on a machine with idle processors that is what the enclave costs.
 #![forbid(unsafe_code)]
 
-use std::io::{BufRead as _, BufReader, Write};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use enclos_host::{Enclave, PlatformChoice, Statistics};
+use enclos_host::{Captured, Enclave, PlatformChoice, Statistics};
 use enclos_pack::build::compile;
 use enclos_pack::{Config, Date, PackInput, SigningKey, pack};
 
@@ -231,7 +230,7 @@ impl Inside {
             .start()?;
         let until = Instant::now() + Duration::from_secs(30);
         loop {
-            let text = String::from_utf8_lossy(&out.0.lock().map_err(|_| no_address())?).into_owned();
+            let text = out.text();
             if let Some(url) = address_in(&text) {
                 return Ok(Self { enclave, url: url.to_owned() });
             }
@@ -250,20 +249,6 @@ impl Inside {
         let since = |f: fn(&Statistics) -> u64| (f(&now) - f(&counted)) as f64;
         let crossings = [since(|s| s.eenter + s.eresume), since(|s| s.host_calls)];
         Ok(Round { requests, per_second, processor_us: took * 1e6 / requests, crossings })
-    }
-}
-
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().map_err(|_| std::io::ErrorKind::Other)?.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -6,8 +6,8 @@ mod support;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use enclos::abi::hostcall;
@@ -175,16 +175,17 @@ fn the_host_may_ask_it_to_stop() {
 
 #[test]
 fn other_addresses_are_refused() {
-    let (err, logged) = (Captured::default(), Captured::default());
-    let log = logged.0.clone();
+    let (err, logged) = (Captured::default(), Arc::new(Mutex::new(String::new())));
+    let log = logged.clone();
     let enclave = Enclave::builder(image("96 MiB"))
         .platform(PlatformChoice::Emulated)
         .arg("0.0.0.0:0")
         .stderr(err.clone())
-        .log(move |_, text| log.lock().unwrap().extend_from_slice(text.as_bytes()))
+        .log(move |_, text| log.lock().unwrap().push_str(text))
         .start()
         .unwrap();
     assert_eq!(enclave.wait(), Ok(1));
     assert!(err.text().contains("Permission denied"), "{}", err.text());
-    assert!(logged.text().contains("does not permit to listen on 0.0.0.0:0"), "{}", logged.text());
+    let logged = logged.lock().unwrap();
+    assert!(logged.contains("does not permit to listen on 0.0.0.0:0"), "{logged}");
 }

@@ -409,6 +409,12 @@ enclos_emu_gate:
     .org enclos_emu_gate + 0x138, 0xcc
 6:  ud2
     .org enclos_emu_gate + 0x140, 0xcc
+    .macro restore_registers
+    lea rsp, [rbp]
+    .irp register, rbp, r11, r10, r9, r8, rdi, rsi, rdx, rcx
+    pop \register
+    .endr
+    .endm
     # EACCEPT (EAX = 5) of such a thread, called instead of the ENCLU: all registers but RAX and the flags survive, as
     # they do on hardware. What faults is left to the fault handler, with everything as it was.
     cmp eax, 5
@@ -446,16 +452,7 @@ enclos_emu_gate:
     .endr
     bt rax, 32
     jc 8f
-    lea rsp, [rbp]
-    pop rbp
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rdi
-    pop rsi
-    pop rdx
-    pop rcx
+    restore_registers
     test eax, eax
     jnz 7f
     # All six arithmetic flags clear: the result has one bit set.
@@ -470,18 +467,10 @@ enclos_emu_gate:
     or qword ptr [rsp], 0x40
     popfq
     ret
-8:  lea rsp, [rbp]
-    pop rbp
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rdi
-    pop rsi
-    pop rdx
-    pop rcx
+8:  restore_registers
     mov eax, 5
     jmp 6b
+    .purgem restore_registers
 enclos_emu_gate_end:
 "#,
     prepare = sym super::thread::prepare,

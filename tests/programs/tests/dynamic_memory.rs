@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use enclos_host::{Enclave, End, LoadError, StartError};
+use enclos_host::{Captured, Enclave, End, LoadError, StartError};
 use enclos_pack::Image;
 use enclos_platform::emulator::Emulator;
 use enclos_platform::emulator::machine::{Machine, MachineConfig};
@@ -16,7 +16,7 @@ use enclos_platform::sgx_isa::{Miscselect, PageType, SecinfoFlags, Sigstruct};
 use enclos_platform::{
     Build, CreateParams, DynamicMemory, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError,
 };
-use support::{Captured, build, builder, image};
+use support::{build, builder, image};
 
 const CONFIG: &str = "threads = 4\nheap = \"32 MiB\"\nprofile = \"sgx2\"\nstack = \"256 KiB\"";
 

@@ -10,9 +10,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use enclos::abi::hostcall;
-use enclos_host::{Enclave, End, HostCall};
+use enclos_host::{Captured, Enclave, End, HostCall};
 use enclos_pack::Image;
-use support::{Captured, build, builder, image, run_outside};
+use support::{build, builder, image, run_outside};
 
 fn guest() -> &'static (Image, String) {
     static GUEST: OnceLock<(Image, String)> = OnceLock::new();

@@ -9,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use enclos::abi::{ADDRESS_AT, MAX_READY, hostcall};
-use enclos_host::{End, HostCall};
+use enclos_host::{Captured, End, HostCall};
 use enclos_pack::Image;
-use support::{Captured, build, builder, image, run_outside};
+use support::{build, builder, image, run_outside};
 
 fn guest() -> &'static (Image, String) {
     static GUEST: OnceLock<(Image, String)> = OnceLock::new();

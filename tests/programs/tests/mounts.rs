@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use enclos::abi::hostcall;
-use enclos_host::{Builder, Enclave, End, HostCall, PlatformChoice};
+use enclos_host::{Builder, Captured, Enclave, End, HostCall, PlatformChoice};
 use enclos_pack::Image;
-use support::{Captured, build, builder, image};
+use support::{build, builder, image};
 
 const MOUNTS: &str = r#"
 threads = 4

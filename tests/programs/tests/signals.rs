@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use enclos_host::Captured;
 use enclos_platform::emulator::Emulator;
-use support::{Captured, build, builder, image, run_outside};
+use support::{build, builder, image, run_outside};
 
 const SIGNALS: [i32; 3] = [libc::SIGALRM, libc::SIGPROF, libc::SIGCHLD];
 const PERIOD_US: i64 = 200;

@@ -6,9 +6,9 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use enclos_host::{Enclave, End};
+use enclos_host::{Captured, Enclave, End};
 use enclos_platform::emulator::Emulator;
-use support::{Captured, build, builder, image, run_outside};
+use support::{build, builder, image, run_outside};
 
 fn same_inside_and_outside(source: &str) {
     let program = build(source);

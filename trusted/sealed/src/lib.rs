@@ -17,6 +17,8 @@
 extern crate alloc;
 
 pub mod format;
+mod places;
+mod roots;
 #[cfg(test)]
 mod tests;
 mod volume;

@@ -14,9 +14,11 @@ use zeroize::Zeroizing;
 
 use crate::format::{
     self, BLOCK, DirectoryEntry, ENTRY, FANOUT, INODE, INODES, Inode, Kind, MAX_SIZE, Pointer, Policy, ROOT,
-    ROOT_BODY, ROOT_HEADER, RootBody, RootHeader, TAG, reach,
+    RootBody, TAG, reach,
 };
-use crate::{Error, HostFile, KeyError, KeyRequest, Platform, Versions};
+use crate::places::Places;
+use crate::roots::{Found, RootKey, Roots};
+use crate::{Error, HostFile, Platform};
 
 type Bytes = [u8; BLOCK];
 /// Inode, level, index.
@@ -37,7 +39,6 @@ const OVERWRITING: u32 = 24;
 const REMOVING: u32 = 48;
 /// Blocks under one key: GCM's nonces are a counter of 32 bits (SP 800-38D, 8.3).
 const MOST_PER_KEY: u32 = u32::MAX;
-const ENOENT: i32 = 2;
 /// EFBIG, ENOSPC, EDQUOT.
 const FULL: [i32; 3] = [27, 28, 122];
 
@@ -74,13 +75,6 @@ pub struct Volume<P> {
     owes_witness: bool,
     has_failed: bool,
     run: Vec<u8>,
-}
-
-struct RootKey {
-    request: KeyRequest,
-    cipher: Aes128Gcm,
-    /// Roots written under it: their nonces.
-    used: u64,
 }
 
 /// The key of what this mount writes.
@@ -537,7 +531,7 @@ impl<P: Platform> Volume<P> {
         let generation = self.generation + 1;
         let body =
             RootBody { volume: self.volume, generation, blocks: self.places.total, inodes: self.table };
-        let (root, digest) = self.seal_root(&body)?;
+        let (root, digest) = self.root_key.seal(&self.platform, &self.path, &body)?;
         let at = generation % 2 * BLOCK as u64;
         self.platform.write(HostFile::Root, at, &root).map_err(|e| self.fail(HostFile::Root, "write", e))?;
         self.platform.sync(HostFile::Root).map_err(|e| self.fail(HostFile::Root, "sync", e))?;
@@ -557,24 +551,6 @@ impl<P: Platform> Volume<P> {
         self.platform.write(HostFile::Blocks, 0, &self.root).map_err(|e| storing(HostFile::Blocks, e))?;
         self.owes_witness = false;
         Ok(())
-    }
-
-    fn seal_root(&mut self, body: &RootBody) -> Result<([u8; ROOT], [u8; TAG]), Error> {
-        let mut nonce = [0; 12];
-        nonce[4..].copy_from_slice(&self.root_key.used.to_le_bytes());
-        self.root_key.used += 1;
-        let header = RootHeader { key: self.root_key.request, nonce }.to_bytes();
-        let additional = [&header[..], &self.path].concat();
-        let mut sealed = Zeroizing::new(body.to_bytes());
-        let cipher = &self.root_key.cipher;
-        let encrypt =
-            || cipher.encrypt_inout_detached(&Nonce::from(nonce), &additional, sealed.as_mut_slice().into());
-        let tag = self.platform.with_vectors(encrypt).map_err(|_| Error::TooLarge)?;
-        let mut root = [0; ROOT];
-        root[..ROOT_HEADER].copy_from_slice(&header);
-        root[ROOT_HEADER..ROOT_HEADER + ROOT_BODY].copy_from_slice(&*sealed);
-        root[ROOT_HEADER + ROOT_BODY..][..TAG].copy_from_slice(&tag);
-        Ok((root, tag.into()))
     }
 
     /// The host failed in a way that leaves unknown what it has kept.
@@ -1064,97 +1040,6 @@ impl<P: Platform> Volume<P> {
     }
 }
 
-/// Which places of the file of blocks are taken. Place 0 is the root's witness.
-#[derive(Default)]
-struct Places {
-    total: u32,
-    free: u32,
-    taken: Vec<u64>,
-    /// Taken since the last commit: free at once when given up.
-    fresh: Vec<u64>,
-    /// Given up since the last commit, whose root needs them.
-    pending: Vec<u64>,
-    hint: u32,
-}
-
-impl Places {
-    fn grow(&mut self, total: u32) -> Result<(), Error> {
-        let words = total.div_ceil(64) as usize;
-        for map in [&mut self.taken, &mut self.fresh, &mut self.pending] {
-            if words > map.len() {
-                map.try_reserve(words - map.len()).map_err(|_| Error::NoMemory)?;
-                map.resize(words, 0);
-            }
-        }
-        if self.total == 0 && total != 0 {
-            self.taken[0] |= 1;
-            self.total = 1;
-        }
-        self.free += total.saturating_sub(self.total);
-        self.total = self.total.max(total);
-        Ok(())
-    }
-
-    /// `false` when it is taken already, or there is no such place.
-    fn take(&mut self, block: u32) -> bool {
-        let (word, bit) = (block as usize / 64, 1 << (block % 64));
-        if block >= self.total || self.taken[word] & bit != 0 {
-            return false;
-        }
-        self.taken[word] |= bit;
-        self.free -= 1;
-        true
-    }
-
-    /// The next free place, so that what is written together lies together.
-    fn allocate(&mut self) -> Option<u32> {
-        if self.free == 0 {
-            return None;
-        }
-        let words = self.taken.len();
-        let mut block = self.hint;
-        for _ in 0..=words + 1 {
-            if block >= self.total {
-                block = 0;
-            }
-            let rest = !self.taken[block as usize / 64] >> (block % 64);
-            if rest != 0 {
-                let found = block + rest.trailing_zeros();
-                if found < self.total && self.take(found) {
-                    self.fresh[found as usize / 64] |= 1 << (found % 64);
-                    self.hint = found + 1;
-                    return Some(found);
-                }
-            }
-            block = (block / 64 + 1) * 64;
-        }
-        None
-    }
-
-    fn free(&mut self, block: u32) {
-        let (word, bit) = (block as usize / 64, 1 << (block % 64));
-        if block == 0 || block >= self.total {
-            return;
-        }
-        if self.fresh[word] & bit == 0 {
-            self.pending[word] |= bit;
-        } else {
-            self.fresh[word] &= !bit;
-            self.taken[word] &= !bit;
-            self.free += 1;
-        }
-    }
-
-    fn commit(&mut self) {
-        for (taken, pending) in self.taken.iter_mut().zip(&mut self.pending) {
-            *taken &= !*pending;
-            self.free += pending.count_ones();
-            *pending = 0;
-        }
-        self.fresh.fill(0);
-    }
-}
-
 impl Session {
     fn new(platform: &mut impl Platform) -> Result<Self, Error> {
         let mut key = Zeroizing::new([0; 16]);
@@ -1163,135 +1048,6 @@ impl Session {
         }
         let cipher = platform.with_vectors(|| Aes128Gcm::new(&(*key).into()));
         Ok(Self { key, cipher, used: 0 })
-    }
-}
-
-impl RootKey {
-    fn new(platform: &mut impl Platform, policy: Policy) -> Result<Self, Error> {
-        let mut request = KeyRequest { policy, versions: platform.versions(), key_id: [0; 32] };
-        if !platform.random(&mut request.key_id) {
-            return Err(Error::NoRandom);
-        }
-        let cipher = root_cipher(platform, &request)?;
-        Ok(Self { request, cipher, used: 0 })
-    }
-}
-
-fn root_cipher(platform: &mut impl Platform, request: &KeyRequest) -> Result<Aes128Gcm, Error> {
-    let Versions { isv_svn: own, .. } = platform.versions();
-    let sealed = request.versions.isv_svn;
-    if sealed > own {
-        return Err(Error::FromNewerVersion { sealed, own });
-    }
-    let key = Zeroizing::new(platform.seal_key(request).map_err(|e| match e {
-        KeyError::NewerEnclave => Error::FromNewerVersion { sealed, own },
-        KeyError::NewerPlatform => Error::FromNewerPlatform,
-        KeyError::Other(code) => Error::Key { code },
-    })?);
-    Ok(platform.with_vectors(|| Aes128Gcm::new(&(*key).into())))
-}
-
-/// A root that opens.
-struct Found {
-    body: RootBody,
-    /// As the host has it.
-    stored: [u8; ROOT],
-    tag: [u8; TAG],
-    /// Is the witness behind?
-    owes_witness: bool,
-}
-
-/// The roots that the host has.
-struct Roots;
-
-impl Roots {
-    /// The last root that was made durable; `None`: there is no volume.
-    fn read(platform: &mut impl Platform, policy: Policy, path: &[u8]) -> Result<Option<Found>, Error> {
-        let mut found: Option<Found> = None;
-        let (mut is_empty, mut failure) = (true, Error::NotAuthentic);
-        for at in [0, BLOCK as u64] {
-            let Some(bytes) = Self::bytes(platform, HostFile::Root, at)? else { continue };
-            is_empty = false;
-            match Self::open(platform, policy, path, &bytes) {
-                Ok(root) if found.as_ref().is_none_or(|f| f.body.generation < root.body.generation) => {
-                    found = Some(root);
-                }
-                Ok(_) => {}
-                // Half written when the host died, or altered: the witness tells which.
-                Err(e @ (Error::NotAuthentic | Error::Malformed { .. })) => failure = e,
-                // Never fall back to what was before.
-                Err(e) => return Err(e),
-            }
-        }
-        let witness = Self::bytes(platform, HostFile::Blocks, 0)?;
-        let mut root = match (found, witness.is_some()) {
-            (Some(found), _) => found,
-            (None, true) if is_empty => return Err(Error::Missing { file: HostFile::Root }),
-            // The first commit was never made.
-            (None, false) if is_empty => return Ok(None),
-            (None, _) => return Err(failure),
-        };
-        let Some(witness) = witness else {
-            root.owes_witness = true;
-            // Written right after the first root, and made durable by the second commit.
-            return match root.body.generation {
-                1 => Ok(Some(root)),
-                _ => Err(Error::Missing { file: HostFile::Blocks }),
-            };
-        };
-        let altered = Error::Altered { file: HostFile::Blocks, at: 0 };
-        let witness = Self::open(platform, policy, path, &witness).map_err(|e| match e {
-            Error::NotAuthentic | Error::Malformed { .. } => altered.clone(),
-            e => e,
-        })?;
-        match root.body.generation.checked_sub(witness.body.generation) {
-            _ if witness.body.volume != root.body.volume => Err(altered),
-            None => Err(Error::RolledBack { file: HostFile::Root }),
-            Some(0) if witness.tag != root.tag => Err(altered),
-            Some(behind @ (0 | 1)) => {
-                root.owes_witness = behind == 1;
-                Ok(Some(root))
-            }
-            Some(_) => Err(Error::RolledBack { file: HostFile::Blocks }),
-        }
-    }
-
-    /// What is there; `None`: nothing but zeros.
-    fn bytes(platform: &mut impl Platform, file: HostFile, at: u64) -> Result<Option<[u8; ROOT]>, Error> {
-        let mut bytes = [0; ROOT];
-        match platform.read(file, at, &mut bytes) {
-            Ok(n) if n <= ROOT => bytes[n..].fill(0),
-            Ok(_) => return Err(Error::Altered { file, at }),
-            Err(ENOENT) => {}
-            Err(e) => return Err(reading(file)(e)),
-        }
-        Ok(bytes.iter().any(|b| *b != 0).then_some(bytes))
-    }
-
-    fn open(
-        platform: &mut impl Platform,
-        policy: Policy,
-        path: &[u8],
-        bytes: &[u8; ROOT],
-    ) -> Result<Found, Error> {
-        let mut encoded = [0; ROOT_HEADER];
-        encoded.copy_from_slice(&bytes[..ROOT_HEADER]);
-        let header = RootHeader::from_bytes(&encoded)?;
-        if header.key.policy != policy {
-            return Err(Error::Policy { found: header.key.policy, wanted: policy });
-        }
-        let cipher = root_cipher(platform, &header.key)?;
-        let mut body = Zeroizing::new([0; ROOT_BODY]);
-        body.copy_from_slice(&bytes[ROOT_HEADER..ROOT_HEADER + ROOT_BODY]);
-        let mut tag = [0; TAG];
-        tag.copy_from_slice(&bytes[ROOT_HEADER + ROOT_BODY..][..TAG]);
-        let additional = [&encoded[..], path].concat();
-        let decrypt = || {
-            let (nonce, tag) = (Nonce::from(header.nonce), Tag::from(tag));
-            cipher.decrypt_inout_detached(&nonce, &additional, body.as_mut_slice().into(), &tag)
-        };
-        platform.with_vectors(decrypt).map_err(|_| Error::NotAuthentic)?;
-        Ok(Found { body: RootBody::from_bytes(&body)?, stored: *bytes, tag, owes_witness: false })
     }
 }
 
@@ -1307,6 +1063,6 @@ fn storing(file: HostFile, errno: i32) -> Error {
     }
 }
 
-fn reading(file: HostFile) -> impl Fn(i32) -> Error {
+pub(crate) fn reading(file: HostFile) -> impl Fn(i32) -> Error {
     move |errno| Error::Host { file, what: "read", errno }
 }

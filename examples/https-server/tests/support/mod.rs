@@ -1,32 +1,11 @@
-//! The server's image, and what an enclave writes.
+//! The server's image.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
+pub(crate) use enclos_host::Captured;
 use enclos_pack::{Config, Date, SigningKey, build_application};
-
-/// What a program wrote.
-#[derive(Clone, Default)]
-pub(crate) struct Captured(pub(crate) Arc<Mutex<Vec<u8>>>);
-
-impl Captured {
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
 
 /// The file of the server's image, with so much heap. Each is built once.
 pub(crate) fn image(heap: &'static str) -> Vec<u8> {

@@ -112,6 +112,19 @@ impl SealedStore {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes a change to a tenant that was decided on certificates of a revision.
+    fn change(
+        &self,
+        tenant: &str,
+        decided: Revision,
+        change: impl FnOnce(&mut Tenant) -> Written,
+    ) -> Result<Written, StoreError> {
+        self.write(|contents| {
+            let tenant = contents.tenants.entry(tenant.to_owned()).or_default();
+            if tenant.revision == decided.0 { change(tenant) } else { Written::Stale }
+        })
+    }
+
     /// Makes a change that holds only if the host says that it is durable.
     fn write(&self, change: impl FnOnce(&mut Contents) -> Written) -> Result<Written, StoreError> {
         let mut state = self.state();
@@ -209,13 +222,6 @@ impl Contents {
         };
         self.tenants.values().map(tenant).sum()
     }
-
-    /// The tenant, and whether its certificates are still of a revision.
-    fn decided(&mut self, tenant: &str, decided: Revision) -> (&mut Tenant, bool) {
-        let tenant = self.tenants.entry(tenant.to_owned()).or_default();
-        let current = tenant.revision == decided.0;
-        (tenant, current)
-    }
 }
 
 impl Store for SealedStore {
@@ -230,11 +236,7 @@ impl Store for SealedStore {
         jws: Option<&str>,
         decided: Revision,
     ) -> Result<Written, StoreError> {
-        self.write(|contents| {
-            let (tenant, current) = contents.decided(tenant, decided);
-            if !current {
-                return Written::Stale;
-            }
+        self.change(tenant, decided, |tenant| {
             match jws {
                 Some(jws) => tenant.policies.insert(kind.to_owned(), jws.to_owned()),
                 None => tenant.policies.remove(kind),
@@ -258,11 +260,7 @@ impl Store for SealedStore {
         chain: &[String],
         decided: Revision,
     ) -> Result<Written, StoreError> {
-        self.write(|contents| {
-            let (tenant, current) = contents.decided(tenant, decided);
-            if !current {
-                return Written::Stale;
-            }
+        self.change(tenant, decided, |tenant| {
             tenant.revision += 1;
             tenant.certificates.insert(thumbprint.to_owned(), chain.to_vec());
             Written::Done
@@ -275,11 +273,7 @@ impl Store for SealedStore {
         thumbprint: &str,
         decided: Revision,
     ) -> Result<Written, StoreError> {
-        self.write(|contents| {
-            let (tenant, current) = contents.decided(tenant, decided);
-            if !current {
-                return Written::Stale;
-            }
+        self.change(tenant, decided, |tenant| {
             tenant.revision += 1;
             let removed = tenant.certificates.remove(thumbprint).is_some();
             if removed && tenant.certificates.is_empty() { Written::LastCertificate } else { Written::Done }

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,7 +14,7 @@ use enclos_attestation_service::engine::{
     PlatformDemands, Record, Records, RecordsServer, RefusalKind, Settings, TenantSettings,
 };
 use enclos_attestation_service::{AttestationType::SgxEnclave, TokenFormat, jws};
-use enclos_host::{CallError, Enclave, EnclaveTransport};
+use enclos_host::{CallError, Captured, Enclave, EnclaveTransport};
 use enclos_pack::{Config, Date, SigningKey, build_application};
 use enclos_platform::emulator::{
     Emulator,
@@ -109,20 +108,6 @@ impl Records for Served {
     }
 }
 
-#[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Host {
     fn new() -> Arc<Self> {
         let folder = tempfile::tempdir().unwrap();
@@ -182,7 +167,7 @@ impl Host {
             Err(_) => {
                 // What it says arrives before it has ended.
                 assert_ne!(enclave.wait(), Ok(0));
-                Err(String::from_utf8(said.0.lock().unwrap().clone()).unwrap())
+                Err(said.text())
             }
         }
     }

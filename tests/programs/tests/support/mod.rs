@@ -1,9 +1,8 @@
 //! Builds the guests with the ordinary toolchain, runs them outside, and packs them.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock};
 
 use enclos_host::{Builder, Enclave, PlatformChoice};
 use enclos_pack::{Config, Date, Image, PackInput, SigningKey, pack};
@@ -54,25 +53,4 @@ pub(crate) fn image(program: &Path, config: &str) -> Image {
 /// Starts it on the emulator.
 pub(crate) fn builder(image: &Image) -> Builder {
     Enclave::builder(image.to_file_bytes()).platform(PlatformChoice::Emulated)
-}
-
-/// What a program wrote.
-#[derive(Clone, Default)]
-pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
-
-impl Captured {
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl Write for Captured {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
