@@ -90,13 +90,23 @@ pub(crate) const STEPS: &[Step] = &[
     Step { name: "bench", about: "the benchmarks run and say what they should", run: bench },
 ];
 
-fn workspace(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    run(c.cargo(&c.root).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
-    let service = ["--package", "enclos-cli", "--test", "cli", "--features", "attestation-service"];
-    run(c.cargo(&c.root).arg("test").args(service), tally).map(drop)
+/// What every debug build of a run chooses. Cargo gives dependencies the features that all chosen packages want together, so
+/// another choice would build most of them again.
+const EVERYTHING: [&str; 3] = ["--workspace", "--features", "enclos-cli/attestation-service"];
+
+/// A suite of `tests/conformance`; it builds what it needs with the choice of packages that it is given.
+fn suite(c: &Context, script: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.arg(c.root.join("tests/conformance").join(script)).current_dir(&c.root);
+    command.env("PACKAGES", EVERYTHING.join(" "));
+    command
 }
 
-/// Packages whose tests start enclaves.
+fn workspace(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    run(c.cargo(&c.root).arg("test").args(EVERYTHING).arg("--no-fail-fast"), tally).map(drop)
+}
+
+/// Packages whose integration tests start enclaves.
 const STARTS_ENCLAVES: [&str; 4] = ["enclos-platform", "enclos-host", "enclos-programs", "vault-host"];
 
 fn trapping(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
@@ -108,10 +118,23 @@ fn exclusive(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 }
 
 fn with_enclaves(c: &Context, variable: &str, value: &str, tally: &mut Tally) -> Result<(), Failure> {
+    let mut metadata = c.cargo(&c.root);
+    metadata.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let output =
+        metadata.output().map_err(|source| Failure::Spawn { command: "cargo metadata".into(), source })?;
+    let metadata: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|e| Failure::Wrong(format!("`cargo metadata` says no JSON: {e}")))?;
     let mut command = c.cargo(&c.root);
-    command.args(["test", "--no-fail-fast"]).env(variable, value);
-    for package in STARTS_ENCLAVES {
-        command.args(["--package", package]);
+    command.arg("test").args(EVERYTHING).arg("--no-fail-fast").env(variable, value);
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        if !STARTS_ENCLAVES.iter().any(|name| package["name"] == *name) {
+            continue;
+        }
+        for target in package["targets"].as_array().into_iter().flatten() {
+            if let (true, Some(name)) = (target["kind"][0] == "test", target["name"].as_str()) {
+                command.args(["--test", name]);
+            }
+        }
     }
     run(&mut command, tally).map(drop)
 }
@@ -140,9 +163,7 @@ fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 
 fn gdb(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[("gdb", "gdb")], tally)?;
-    let mut suite = Command::new("bash");
-    suite.arg(c.root.join("tests/conformance/gdb/run.sh")).current_dir(&c.root);
-    run(&mut suite, tally).map(drop)
+    run(&mut suite(c, "gdb/run.sh"), tally).map(drop)
 }
 
 fn postgres(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
@@ -152,30 +173,24 @@ fn postgres(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     if !has_server {
         install(&[], &[("", "postgresql")], tally)?;
     }
-    let tests =
-        ["test", "--package", "enclos-attestation-service", "--test", "postgres", "--", "--include-ignored"];
-    run(c.cargo(&c.root).args(tests), tally).map(drop)
+    let mut tests = c.cargo(&c.root);
+    tests.arg("test").args(EVERYTHING).args(["--test", "postgres", "--", "--include-ignored"]);
+    run(&mut tests, tally).map(drop)
 }
 
 fn quotes(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
-    let mut suite = Command::new("bash");
-    suite.arg(c.root.join("tests/conformance/dcap-qvl/run.sh")).current_dir(&c.root);
-    run(&mut suite, tally).map(drop)
+    run(&mut suite(c, "dcap-qvl/run.sh"), tally).map(drop)
 }
 
 fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
-    let mut suite = Command::new("bash");
-    suite.arg(c.root.join("tests/conformance/onnxruntime/run.sh")).current_dir(&c.root);
-    run(&mut suite, tally).map(drop)
+    run(&mut suite(c, "onnxruntime/run.sh"), tally).map(drop)
 }
 
 fn demo(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], tally)?;
-    let mut demo = Command::new("bash");
-    demo.arg(c.root.join("tests/conformance/azure-attestation/demo.sh")).current_dir(&c.root);
-    let said = run(&mut demo, tally)?;
+    let said = run(&mut suite(c, "azure-attestation/demo.sh"), tally)?;
     for expected in [
         "REFUSED: its root",
         "ACCEPTED, but emulated",
@@ -196,9 +211,7 @@ fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     }
     install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], tally)?;
     for arguments in [&[][..], &["--enclave"]] {
-        let mut suite = Command::new("bash");
-        suite.arg(c.root.join("tests/conformance/azure-attestation/run.sh")).args(arguments);
-        run(suite.current_dir(&c.root), tally)?;
+        run(suite(c, "azure-attestation/run.sh").args(arguments), tally)?;
     }
     Ok(())
 }
@@ -226,16 +239,12 @@ fn inspector(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
         return Ok(());
     }
     install(&[], &[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")], tally)?;
-    let mut suite = Command::new("bash");
-    suite.arg(c.root.join("tests/conformance/inspector/run.sh")).current_dir(&c.root);
-    run(&mut suite, tally).map(drop)
+    run(&mut suite(c, "inspector/run.sh"), tally).map(drop)
 }
 
 fn openapi(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
-    let mut suite = Command::new("bash");
-    suite.arg(c.root.join("tests/conformance/openapi/run.sh")).current_dir(&c.root);
-    run(&mut suite, tally).map(drop)
+    run(&mut suite(c, "openapi/run.sh"), tally).map(drop)
 }
 
 fn fuzz(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
@@ -360,9 +369,7 @@ fn containers(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
         &[("skopeo", "skopeo"), ("umoci", "umoci"), ("runc", "runc"), ("buildah", "buildah")],
         tally,
     )?;
-    let mut suite = Command::new("bash");
-    suite.arg(c.root.join("tests/conformance/containers/run.sh")).current_dir(&c.root);
-    run(&mut suite, tally).map(drop)
+    run(&mut suite(c, "containers/run.sh"), tally).map(drop)
 }
 
 fn scaffold(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
