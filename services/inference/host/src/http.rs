@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::metrics::{Gauges, Metrics};
-use crate::service::{Answer, Service, Unavailable};
+use crate::service::{Service, Unavailable};
 use crate::{Config, Events, Limits, ServeError, Start};
 
 /// Where the gateway is (RFC 9540, section 4).
@@ -167,12 +167,13 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
             };
             (status, [(header::ALLOW, allowed)]).into_response()
         }
-        _ => problem(
+        _ => Problem::new(
+            "malformed",
             StatusCode::NOT_FOUND,
-            None,
             "not found",
             "in plain there are the gateway, the offer, health and metrics; inference is asked for inside an encapsulated request",
-        ),
+        )
+        .into_response(),
     };
     let headers = response.headers_mut();
     // Pages of any origin may ask: nothing depends on who asks, and everything that matters is verified or encrypted.
@@ -192,8 +193,8 @@ fn keys(offer: &Offer) -> Vec<u8> {
 async fn offer(shared: &Shared, kind: &'static str, form: fn(&Offer) -> Vec<u8>) -> Response {
     match ask(shared, Service::offer).await {
         Ok(Ok(offer)) => ([(header::CONTENT_TYPE, kind)], form(&offer)).into_response(),
-        Ok(Err(e)) => refused(&e).1,
-        Err(e) => unavailable(&e).1,
+        Ok(Err(e)) => Problem::from(&e).into_response(),
+        Err(e) => Problem::from(&e).into_response(),
     }
 }
 
@@ -230,46 +231,38 @@ async fn ask<T: Send + 'static>(
 async fn infer(shared: &Arc<Shared>, request: Request) -> Response {
     let begun = Instant::now();
     let mut length = 0;
-    let (outcome, response, sent) =
-        match tokio::time::timeout(shared.limits.request, relay(shared, request, &mut length)).await {
-            Ok(Ok(answer)) => {
-                let sent = answer.len();
-                ("answered", ([(header::CONTENT_TYPE, RESPONSE)], answer).into_response(), sent)
-            }
-            Ok(Err((outcome, response))) => (outcome, response, 0),
-            Err(_) => {
-                let detail =
-                    format!("the request took longer than {} s", shared.limits.request.as_secs_f32());
-                ("timed_out", problem(StatusCode::GATEWAY_TIMEOUT, None, "too slow", &detail), 0)
-            }
-        };
+    let limit = shared.limits.request;
+    let relayed = tokio::time::timeout(limit, relay(shared, request, &mut length)).await;
+    let answer = relayed.unwrap_or_else(|_| {
+        let detail = format!("the request took longer than {} s", limit.as_secs_f32());
+        Err(Problem::new("timed_out", StatusCode::GATEWAY_TIMEOUT, "too slow", detail))
+    });
+    let (outcome, sent) = match &answer {
+        Ok(answer) => ("answered", answer.len()),
+        Err(problem) => (problem.outcome, 0),
+    };
     shared.metrics.count(outcome, begun.elapsed(), length, sent);
-    response
+    answer.map(|answer| ([(header::CONTENT_TYPE, RESPONSE)], answer)).into_response()
 }
 
-/// What became of a request, for the metrics, and what its client is told.
-type Refusal = (&'static str, Response);
-
-async fn relay(shared: &Arc<Shared>, request: Request, length: &mut usize) -> Result<Vec<u8>, Refusal> {
+async fn relay(shared: &Arc<Shared>, request: Request, length: &mut usize) -> Result<Vec<u8>, Problem> {
     check_type(request.headers())?;
     // Before the body is read: bodies that wait are bounded, too.
-    let place = Waiting::take(shared).ok_or_else(busy)?;
+    let place = Waiting::take(shared).ok_or_else(Problem::busy)?;
     let body = read_body(request.into_body(), shared.limits.body).await?;
     *length = body.len();
-    let failed = |e: &dyn std::fmt::Display| unavailable(&Unavailable::Failed { reason: e.to_string() });
-    let permit = shared.inside.clone().acquire_owned().await.map_err(|e| failed(&e))?;
+    let permit = shared.inside.clone().acquire_owned().await.map_err(|e| Problem::failed(&e))?;
     drop(place);
     let service = shared.service.clone();
     // The call holds its permit itself: it goes on when its client has gone, or waits no longer.
     let called = tokio::task::spawn_blocking(move || {
-        let answer: Answer<Vec<u8>> = service.infer(&body);
+        let answer = service.infer(&body);
         drop(permit);
         answer
     });
-    match called.await.map_err(|e| failed(&e))? {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(e)) => Err(refused(&e)),
-        Err(e) => Err(unavailable(&e)),
+    match called.await.map_err(|e| Problem::failed(&e))? {
+        Ok(answer) => answer.map_err(|e| Problem::from(&e)),
+        Err(e) => Err(Problem::from(&e)),
     }
 }
 
@@ -291,77 +284,110 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(REQUEST) {
         return Ok(());
     }
     let detail = format!("requests are encapsulated (RFC 9458), and their content type is {REQUEST}");
-    let response = problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, "not an encapsulated request", &detail);
-    Err(("malformed", response))
+    let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    Err(Problem::new("malformed", status, "not an encapsulated request", detail))
 }
 
-async fn read_body(body: Body, limit: usize) -> Result<Bytes, Refusal> {
-    use axum::body::HttpBody as _;
+async fn read_body(body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || {
         let detail = format!("a request has at most {limit} bytes");
-        ("malformed", problem(StatusCode::PAYLOAD_TOO_LARGE, None, "too large", &detail))
+        Problem::new("malformed", StatusCode::PAYLOAD_TOO_LARGE, "too large", detail)
     };
-    // Said before anything is read where the client says how much it would send.
+    // Before anything is read, where the client says how much it would send.
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large());
     }
     to_bytes(body, limit).await.map_err(|error| match std::error::Error::source(&error) {
         Some(source) if source.is::<hyper::Error>() => {
             let detail = "the body did not arrive whole";
-            ("malformed", problem(StatusCode::BAD_REQUEST, None, "incomplete", detail))
+            Problem::new("malformed", StatusCode::BAD_REQUEST, "incomplete", detail)
         }
         _ => too_large(),
     })
 }
 
-fn busy() -> Refusal {
-    let detail = "as many requests wait as may; try again in a second";
-    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, None, "busy", detail);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    ("busy", response)
+/// Why there is no encapsulated response (RFC 9457). It says nothing about the inside of a request, which only the enclave
+/// knows.
+#[derive(Debug)]
+struct Problem {
+    /// For the metrics.
+    outcome: &'static str,
+    status: StatusCode,
+    /// A registered type; `None`: what the status says.
+    kind: Option<&'static str>,
+    title: &'static str,
+    detail: String,
 }
 
-/// What the enclave says in plain: nothing about the inside of a request.
-fn refused(error: &ServiceError) -> Refusal {
-    let (outcome, status, kind, title) = match error {
-        ServiceError::UnknownKey => {
-            ("key", StatusCode::BAD_REQUEST, Some(KEY_PROBLEM), "key identifier unknown")
-        }
-        ServiceError::KeyUsedUp => ("key", StatusCode::BAD_REQUEST, Some(KEY_PROBLEM), "key used up"),
-        ServiceError::Undecryptable => ("undecryptable", StatusCode::BAD_REQUEST, None, "not decryptable"),
-        ServiceError::Replayed => ("replayed", StatusCode::CONFLICT, None, "replayed"),
-        ServiceError::TooLarge => ("malformed", StatusCode::PAYLOAD_TOO_LARGE, None, "too large"),
-        ServiceError::NoModel => ("failed", StatusCode::SERVICE_UNAVAILABLE, None, "no model"),
-        _ => ("failed", StatusCode::INTERNAL_SERVER_ERROR, None, "failed"),
-    };
-    (outcome, problem(status, kind, title, &error.to_string()))
-}
-
-fn unavailable(error: &Unavailable) -> Refusal {
-    let (outcome, status) = match error {
-        Unavailable::Busy => return busy(),
-        Unavailable::TimedOut { .. } => ("timed_out", StatusCode::GATEWAY_TIMEOUT),
-        Unavailable::Ended | Unavailable::NotStarted { .. } => ("failed", StatusCode::SERVICE_UNAVAILABLE),
-        Unavailable::Failed { .. } => ("failed", StatusCode::INTERNAL_SERVER_ERROR),
-    };
-    let mut response = problem(status, None, "the enclave is not available", &error.to_string());
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    (outcome, response)
-}
-
-fn problem(status: StatusCode, kind: Option<&str>, title: &str, detail: &str) -> Response {
-    let mut problem = json!({ "title": title, "status": status.as_u16(), "detail": detail });
-    if let Some(kind) = kind {
-        problem["type"] = json!(kind);
+impl Problem {
+    fn new(
+        outcome: &'static str,
+        status: StatusCode,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { outcome, status, kind: None, title, detail: detail.into() }
     }
-    let body = problem.to_string();
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+
+    fn busy() -> Self {
+        let detail = "as many requests wait as may; try again in a second";
+        Self::new("busy", StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
+    }
+
+    fn failed(error: &dyn std::fmt::Display) -> Self {
+        Self::new("failed", StatusCode::INTERNAL_SERVER_ERROR, "failed", error.to_string())
+    }
+}
+
+impl From<&ServiceError> for Problem {
+    fn from(error: &ServiceError) -> Self {
+        let (outcome, status, title) = match error {
+            ServiceError::UnknownKey => ("key", StatusCode::BAD_REQUEST, "key identifier unknown"),
+            ServiceError::KeyUsedUp => ("key", StatusCode::BAD_REQUEST, "key used up"),
+            ServiceError::Undecryptable => ("undecryptable", StatusCode::BAD_REQUEST, "not decryptable"),
+            ServiceError::Replayed => ("replayed", StatusCode::CONFLICT, "replayed"),
+            ServiceError::TooLarge => ("malformed", StatusCode::PAYLOAD_TOO_LARGE, "too large"),
+            ServiceError::NoModel => ("failed", StatusCode::SERVICE_UNAVAILABLE, "no model"),
+            other => return Self::failed(other),
+        };
+        let kind = (outcome == "key").then_some(KEY_PROBLEM);
+        Self { kind, ..Self::new(outcome, status, title, error.to_string()) }
+    }
+}
+
+impl From<&Unavailable> for Problem {
+    fn from(error: &Unavailable) -> Self {
+        let (outcome, status) = match error {
+            Unavailable::Busy => return Self::busy(),
+            Unavailable::TimedOut { .. } => ("timed_out", StatusCode::GATEWAY_TIMEOUT),
+            Unavailable::Ended | Unavailable::NotStarted { .. } => {
+                ("failed", StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Unavailable::Failed { .. } => return Self::failed(error),
+        };
+        Self::new(outcome, status, "the enclave is not available", error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = json!({ "title": self.title, "status": self.status.as_u16(), "detail": self.detail });
+        if let Some(kind) = self.kind {
+            body["type"] = json!(kind);
+        }
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        let mut response = (self.status, kind, body.to_string()).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
 }
 
 fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
