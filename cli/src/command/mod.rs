@@ -11,6 +11,15 @@ pub(crate) mod build;
 pub(crate) mod connect;
 pub(crate) mod doctor;
 pub(crate) mod image;
+#[cfg(feature = "inference")]
+pub(crate) mod infer;
+#[cfg(not(feature = "inference"))]
+#[path = "inference_absent.rs"]
+pub(crate) mod infer;
+#[cfg(feature = "inference")]
+pub(crate) mod inference;
+#[cfg(not(feature = "inference"))]
+pub(crate) use infer as inference;
 pub(crate) mod inspect;
 pub(crate) mod keygen;
 pub(crate) mod new;
@@ -96,6 +105,9 @@ pub(crate) enum Error {
     #[cfg(feature = "attestation-service")]
     #[error("the attestation service cannot serve")]
     Service(#[from] enclos_attestation_service::StartError),
+    #[cfg(feature = "inference")]
+    #[error("the inference service cannot serve")]
+    Inference(#[from] enclos_inference_host::ServeError),
     #[error("cannot start {program}: {source}; is it installed and in PATH?")]
     Spawn { program: String, source: io::Error },
     #[error("{what} failed; the messages above say why")]
