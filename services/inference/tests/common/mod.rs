@@ -14,39 +14,39 @@ use enclos_verifier::{Collateral, Hex, Policy, Time};
 use serde_json::json;
 
 /// A decision tree by `examples/digits/train.py`.
-pub const MODEL: &[u8] = include_bytes!("../data/tree.onnx");
+pub(crate) const MODEL: &[u8] = include_bytes!("../data/tree.onnx");
 /// A row of scikit-learn's digits (the first: a zero, and the tree says so).
-pub const ROW: [f32; 64] = [
+pub(crate) const ROW: [f32; 64] = [
     0., 0., 5., 13., 9., 1., 0., 0., 0., 0., 13., 15., 10., 15., 5., 0., 0., 3., 15., 2., 0., 11., 8., 0.,
     0., 4., 12., 0., 0., 8., 8., 0., 0., 5., 8., 0., 0., 9., 8., 0., 0., 4., 11., 0., 1., 12., 7., 0., 0.,
     2., 14., 5., 10., 12., 0., 0., 0., 0., 6., 13., 10., 0., 0., 0.,
 ];
 
 /// Another file, the same model: with a field that nobody knows (number 100, a varint).
-pub fn newer(version: u8) -> Vec<u8> {
+pub(crate) fn newer(version: u8) -> Vec<u8> {
     let mut newer = MODEL.to_vec();
     newer.extend([0xa0, 0x06, version & 0x7f]);
     newer
 }
 
-pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     use sha2::Digest as _;
     sha2::Sha256::digest(bytes).into()
 }
 
 /// An inference request for one row.
-pub fn request(row: &[f32]) -> Vec<u8> {
+pub(crate) fn request(row: &[f32]) -> Vec<u8> {
     let input = json!({ "name": "X", "shape": [1, row.len()], "datatype": "FP32", "data": row });
     json!({ "id": "the-client's-own-id", "inputs": [input] }).to_string().into_bytes()
 }
 
 /// The enclave as its project says.
-pub fn image() -> Vec<u8> {
+pub(crate) fn image() -> Vec<u8> {
     image_of(|_| {})
 }
 
 /// The enclave with another configuration.
-pub fn image_of(change: impl FnOnce(&mut Config)) -> Vec<u8> {
+pub(crate) fn image_of(change: impl FnOnce(&mut Config)) -> Vec<u8> {
     static BUILT: Mutex<Vec<(Config, Vec<u8>)>> = Mutex::new(Vec::new());
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let project =
@@ -67,15 +67,15 @@ pub fn image_of(change: impl FnOnce(&mut Config)) -> Vec<u8> {
 }
 
 /// An emulated machine, and what vouches for its enclaves.
-pub struct Platform {
+pub(crate) struct Platform {
     machine: Arc<Machine>,
-    pub quoting: Arc<EmulatedQuoting>,
-    pub collateral: Collateral,
+    pub(crate) quoting: Arc<EmulatedQuoting>,
+    pub(crate) collateral: Collateral,
     _state: tempfile::TempDir,
 }
 
 impl Platform {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let machine = Machine::new(&MachineConfig::with_seed([9; 32])).unwrap();
         let state = tempfile::tempdir().unwrap();
         let quoting = Arc::new(EmulatedQuoting::open(&machine, state.path()).unwrap());
@@ -84,19 +84,19 @@ impl Platform {
     }
 
     /// How an image is started here.
-    pub fn builder(&self, image: Vec<u8>) -> Builder {
+    pub(crate) fn builder(&self, image: Vec<u8>) -> Builder {
         let quoting = QuotingServer::new(InProcess(self.quoting.clone()));
         Enclave::builder(image).on(Arc::new(Emulator::on(self.machine.clone()))).service(quoting)
     }
 
     /// Names the emulated root and the image, as a client for tests would.
-    pub fn policy(&self, image: &[u8]) -> Policy {
+    pub(crate) fn policy(&self, image: &[u8]) -> Policy {
         Policy { emulated_roots: vec![self.quoting.root_key_id()], ..policy_for(image) }
     }
 }
 
 /// Names the image, on hardware.
-pub fn policy_for(image: &[u8]) -> Policy {
+pub(crate) fn policy_for(image: &[u8]) -> Policy {
     let mr_enclave = Hex(Image::parse(image).unwrap().mrenclave());
     Policy::from_toml(&format!("[[identity]]\nkind = \"sgx\"\nmr_enclave = \"{mr_enclave}\"")).unwrap()
 }
