@@ -58,6 +58,8 @@ pub struct Limits {
     pub call: Duration,
     /// Longest body in bytes.
     pub body: usize,
+    /// Bodies at once, in bytes, while they arrive, wait and are worked on; more are answered 503.
+    pub memory: usize,
     /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
 }
@@ -71,6 +73,7 @@ impl Default for Limits {
             request: Duration::from_secs(30),
             call: Duration::from_secs(120),
             body: 16 << 20,
+            memory: 256 << 20,
             connections: 1024,
         }
     }
