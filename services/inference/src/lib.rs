@@ -38,6 +38,13 @@ pub trait Inference {
     /// they are unloaded. The next offer names it.
     fn load(&self, name: &str, model: &[u8]) -> Result<Loaded, ServiceError>;
 
+    /// A request for the key of this name, made for a nonce of the key broker's: JSON for the broker, to be passed on as it is.
+    fn key_request(&self, key_id: &str, nonce: &[u8]) -> Result<Vec<u8>, ServiceError>;
+
+    /// As [`Inference::load`], of an encrypted ONNX file (JWE, RFC 7516). `release` is the broker's answer to the last of
+    /// [`Inference::key_request`] for its key, as it came.
+    fn load_encrypted(&self, name: &str, jwe: &[u8], release: &[u8]) -> Result<Loaded, ServiceError>;
+
     /// No longer serves this version. Requests being answered by it go on.
     fn unload(&self, name: &str, sha256: [u8; 32]) -> Result<(), ServiceError>;
 
@@ -172,6 +179,12 @@ pub enum ServiceError {
     #[error("the model cannot be loaded: {reason}")]
     Model {
         /// Which node, and why.
+        reason: String,
+    },
+    /// The model is encrypted, and its key is not to be had or another one.
+    #[error("the encrypted model cannot be decrypted: {reason}")]
+    Encrypted {
+        /// Cause and cure.
         reason: String,
     },
     /// As many as there may be.

@@ -16,7 +16,7 @@ use crate::release::{KeyRelease, KeyRequest, ReleaseError, report_data, seal};
 use crate::store::{Store, StoreError};
 
 /// How long a nonce can be used.
-pub const NONCE_LIFETIME: Duration = Duration::from_secs(60);
+pub(crate) const NONCE_LIFETIME: Duration = Duration::from_secs(60);
 /// Nonces that are remembered as used. More attempts in a lifetime are told to come later.
 const USED_NONCES: usize = 1 << 16;
 
@@ -95,7 +95,7 @@ impl Broker {
         Ok(Self { store, audit, sources, nonces: Nonces::new()? })
     }
 
-    /// A nonce for one request, good for [`NONCE_LIFETIME`].
+    /// A nonce for one request, good for a minute.
     ///
     /// # Errors
     /// [`Refusal::Random`] when the system gives no random bytes.
@@ -156,7 +156,9 @@ impl Broker {
         if let Evidence::Quote(quote) = Evidence::detect(&request.evidence) {
             match Quote::parse(quote) {
                 Ok(quote) => match self.sources.collateral(&quote, policy, Time::now()) {
-                    Ok(collateral) => return Ok(AnyCollateral::Dcap(Box::new(Arc::unwrap_or_clone(collateral)))),
+                    Ok(collateral) => {
+                        return Ok(AnyCollateral::Dcap(Box::new(Arc::unwrap_or_clone(collateral))));
+                    }
                     Err(e) => reasons.extend(e),
                 },
                 Err(e) => reasons.push(format!("the evidence is no quote: {e}")),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::check_key_id;
-use crate::release::base64url;
+use crate::release::{KeyRequest, base64url};
 
 /// How long the broker may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -17,6 +17,7 @@ const LONGEST: u64 = 64 << 10;
 pub struct BrokerClient {
     url: String,
     agent: ureq::Agent,
+    collateral: Option<serde_json::Value>,
 }
 
 /// Why there is no release to pass on.
@@ -76,7 +77,7 @@ impl BrokerClient {
             .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
             .max_redirects(0);
-        Self { url: url.trim_end_matches('/').to_owned(), agent: config.build().into() }
+        Self { url: url.trim_end_matches('/').to_owned(), agent: config.build().into(), collateral: None }
     }
 
     /// The same with what is trusted of the broker's certificate: one's own roots, PEM.
@@ -101,7 +102,13 @@ impl BrokerClient {
             .http_status_as_error(false)
             .max_redirects(0)
             .tls_config(tls);
-        Ok(Self { agent: config.build().into(), url })
+        Ok(Self { agent: config.build().into(), url, collateral: None })
+    }
+
+    /// The same that sends collateral along, for a broker that has none of its own for this platform.
+    #[must_use]
+    pub fn with_collateral(self, collateral: serde_json::Value) -> Self {
+        Self { collateral: Some(collateral), ..self }
     }
 
     /// Has a key released: `request` makes the enclave's request for a nonce ([`crate::release::KeyRequest`], JSON). The result
@@ -120,7 +127,20 @@ impl BrokerClient {
             .map_err(|e| self.unreachable(format!("it answers what is no nonce: {e}")))?;
         let request = request(&answer.nonce)
             .map_err(|e| RelayError::Enclave { key_id: key_id.to_owned(), reason: e.to_string() })?;
-        self.post(&format!("keys/{key_id}/release"), key_id, &request)
+        self.post(&format!("keys/{key_id}/release"), key_id, &self.with_ours(request))
+    }
+
+    /// The enclave's request, with our collateral.
+    fn with_ours(&self, request: Vec<u8>) -> Vec<u8> {
+        let Some(collateral) = &self.collateral else { return request };
+        match serde_json::from_slice::<KeyRequest>(&request) {
+            Ok(request) => {
+                let request = KeyRequest { collateral: Some(collateral.clone()), ..request };
+                serde_json::to_vec(&request).unwrap_or_default()
+            }
+            // The broker says what is wrong with it.
+            Err(_) => request,
+        }
     }
 
     fn post(&self, path: &str, key_id: &str, body: &[u8]) -> Result<Vec<u8>, RelayError> {

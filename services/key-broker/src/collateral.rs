@@ -105,8 +105,8 @@ impl CollateralSource for Pccs {
             let not_text = |_| CollateralUnavailable { reason: format!("the {what} is not text") };
             String::from_utf8(bytes).map_err(not_text)
         };
-        let (tcb, tcb_chain) = self
-            .get(&format!("{tee}/certification/v4/tcb?fmspc={fmspc}"), Some("tcb-info-issuer-chain"))?;
+        let (tcb, tcb_chain) =
+            self.get(&format!("{tee}/certification/v4/tcb?fmspc={fmspc}"), Some("tcb-info-issuer-chain"))?;
         let (qe, qe_chain) = self
             .get(&format!("{tee}/certification/v4/qe/identity"), Some("sgx-enclave-identity-issuer-chain"))?;
         let (pck_crl, pck_crl_chain) = self.get(

@@ -185,7 +185,10 @@ async fn answer(
         ["nonce"] if method == Method::POST => match shared.broker.nonce() {
             Ok(nonce) => {
                 let seconds = NONCE_LIFETIME.as_secs();
-                json_response(StatusCode::OK, &json!({ "nonce": BASE64URL.encode(nonce), "expires_in": seconds }))
+                json_response(
+                    StatusCode::OK,
+                    &json!({ "nonce": BASE64URL.encode(nonce), "expires_in": seconds }),
+                )
             }
             Err(refusal) => problem(&refusal),
         },
@@ -194,7 +197,11 @@ async fn answer(
         }
         ["health"] => not_allowed("GET"),
         ["nonce"] | ["keys", _, "release"] => not_allowed("POST"),
-        _ => problem_response(StatusCode::NOT_FOUND, "not found", "there are /nonce, /keys/NAME/release and /health"),
+        _ => problem_response(
+            StatusCode::NOT_FOUND,
+            "not found",
+            "there are /nonce, /keys/NAME/release and /health",
+        ),
     };
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

@@ -235,14 +235,18 @@ impl<'a> Parts<'a> {
         let mut parts = jwe.trim_ascii().split(|byte| *byte == b'.');
         let mut next = || parts.next().ok_or(());
         let mut five = || {
-            Ok(Self { header: next()?, encrypted_key: next()?, iv: next()?, ciphertext: next()?, tag: next()? })
+            Ok(Self {
+                header: next()?,
+                encrypted_key: next()?,
+                iv: next()?,
+                ciphertext: next()?,
+                tag: next()?,
+            })
         };
         match (five(), parts.count()) {
             (Ok(five), 0) => Ok(five),
             (Ok(_), more) => Err(JweError::Parts { found: 5 + more }),
-            (Err(()), _) => {
-                Err(JweError::Parts { found: jwe.split(|byte| *byte == b'.').count() })
-            }
+            (Err(()), _) => Err(JweError::Parts { found: jwe.split(|byte| *byte == b'.').count() }),
         }
     }
 
@@ -336,8 +340,14 @@ mod tests {
             let (_, rest) = jwe.split_once('.').unwrap();
             decrypt(format!("{}.{rest}", BASE64URL.encode(header)).as_bytes(), "digits", &key()).unwrap_err()
         };
-        assert!(matches!(with(r#"{"alg":"RSA1_5","enc":"A256GCM","kid":"digits"}"#), JweError::Algorithms { .. }));
-        assert!(matches!(with(r#"{"alg":"dir","enc":"A128GCM","kid":"digits"}"#), JweError::Algorithms { .. }));
+        assert!(matches!(
+            with(r#"{"alg":"RSA1_5","enc":"A256GCM","kid":"digits"}"#),
+            JweError::Algorithms { .. }
+        ));
+        assert!(matches!(
+            with(r#"{"alg":"dir","enc":"A128GCM","kid":"digits"}"#),
+            JweError::Algorithms { .. }
+        ));
         assert!(matches!(
             with(r#"{"alg":"dir","enc":"A256GCM","kid":"digits","zip":"DEF"}"#),
             JweError::Unsupported { .. }
@@ -349,7 +359,10 @@ mod tests {
         assert!(matches!(with(r#"{"alg":"dir","enc":"A256GCM"}"#), JweError::KeyId(_)));
         assert!(matches!(with(r#"{"alg":"dir","enc":"A256GCM","kid":"../keys"}"#), JweError::KeyId(_)));
         assert!(matches!(with(r#"{"alg":"dir","enc":"A256GCM","kid":"other"}"#), JweError::OtherKey { .. }));
-        assert!(matches!(with(r#"{"alg":"dir","alg":"dir","enc":"A256GCM","kid":"digits"}"#), JweError::Header { .. }));
+        assert!(matches!(
+            with(r#"{"alg":"dir","alg":"dir","enc":"A256GCM","kid":"digits"}"#),
+            JweError::Header { .. }
+        ));
         assert!(matches!(with("[]"), JweError::Header { .. }));
         // Another spelling of the same header is another header: it is authenticated as it stands.
         assert_eq!(with(r#"{"alg": "dir","enc":"A256GCM","kid":"digits"}"#), JweError::NotAuthentic);

@@ -147,13 +147,8 @@ impl Pending {
 ///
 /// # Errors
 /// [`ReleaseError::PublicKey`] when the public key is none.
-pub fn seal(
-    key: &ContentKey,
-    public_key: &[u8],
-    report_data: &[u8; 64],
-) -> Result<KeyRelease, ReleaseError> {
-    let recipient =
-        <Kem as hpke::Kem>::PublicKey::from_bytes(public_key).map_err(ReleaseError::PublicKey)?;
+pub fn seal(key: &ContentKey, public_key: &[u8], report_data: &[u8; 64]) -> Result<KeyRelease, ReleaseError> {
+    let recipient = <Kem as hpke::Kem>::PublicKey::from_bytes(public_key).map_err(ReleaseError::PublicKey)?;
     let (encapsulated, mut context) =
         hpke::setup_sender::<AesGcm256, HkdfSha256, Kem>(&OpModeS::Base, &recipient, report_data)
             .map_err(ReleaseError::PublicKey)?;
@@ -216,7 +211,9 @@ mod tests {
     #[test]
     fn report_data_tell_their_parts_apart() {
         let data = report_data("ab", b"c", b"d");
-        for other in [report_data("a", b"bc", b"d"), report_data("ab", b"cd", b""), report_data("ab", b"c", b"e")] {
+        for other in
+            [report_data("a", b"bc", b"d"), report_data("ab", b"cd", b""), report_data("ab", b"c", b"e")]
+        {
             assert_ne!(data, other);
         }
         assert_eq!(data[32..], [0; 32]);

@@ -95,7 +95,9 @@ pub enum StoreError {
         reason: &'static str,
     },
     /// It is no JSON Web Key of this use.
-    #[error("this is no JSON Web Key (RFC 7517) of 256 bits, such as {{\"kty\":\"oct\",\"k\":\"...\"}}: {reason}")]
+    #[error(
+        "this is no JSON Web Key (RFC 7517) of 256 bits, such as {{\"kty\":\"oct\",\"k\":\"...\"}}: {reason}"
+    )]
     NoJwk {
         /// Why not.
         reason: String,
@@ -414,7 +416,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         for policy in ["", "any_identity = true\n", &format!("report_data_prefix = \"00\"\n{POLICY}")] {
-            assert!(matches!(store.add("digits", None, policy), Err(StoreError::Unsuitable { .. })), "{policy}");
+            assert!(
+                matches!(store.add("digits", None, policy), Err(StoreError::Unsuitable { .. })),
+                "{policy}"
+            );
         }
         assert!(matches!(store.add("digits", None, "no policy"), Err(StoreError::Policy(_))));
         assert!(store.key_ids().unwrap().is_empty());

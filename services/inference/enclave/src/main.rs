@@ -7,6 +7,7 @@
 mod keys;
 mod models;
 mod protocol;
+mod release;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +21,7 @@ use enclos_inference::{
 
 use crate::keys::{Keys, LIFETIME, cryptography};
 use crate::models::Models;
+use crate::release::Releases;
 
 /// Calls that can be inside at once. Of the threads that the manifest grants, the rest is for the program's own.
 const CALLS: usize = 8;
@@ -29,6 +31,7 @@ const STACK: usize = 1 << 20;
 struct Service {
     models: Models,
     keys: Keys,
+    releases: Releases,
     /// The last one. Locked while another is made, so that one is made at a time; requests do not wait for that.
     offer: Mutex<Option<Offer>>,
     key_lifetime: AtomicU64,
@@ -89,6 +92,15 @@ impl Inference for Service {
         self.models.serve(name, model)
     }
 
+    fn key_request(&self, key_id: &str, nonce: &[u8]) -> Result<Vec<u8>, ServiceError> {
+        self.releases.request(key_id, nonce)
+    }
+
+    fn load_encrypted(&self, name: &str, jwe: &[u8], release: &[u8]) -> Result<Loaded, ServiceError> {
+        let model = self.releases.decrypt(jwe, release)?;
+        self.models.serve(name, &model)
+    }
+
     fn unload(&self, name: &str, sha256: [u8; 32]) -> Result<(), ServiceError> {
         self.models.unload(name, &sha256)
     }
@@ -128,6 +140,7 @@ fn main() -> Result<(), ServeError> {
     let service = Service {
         models: Models::default(),
         keys: Keys::default(),
+        releases: Releases::default(),
         offer: Mutex::default(),
         key_lifetime: AtomicU64::new(LIFETIME),
         smallest_bucket: AtomicUsize::new(SMALLEST_BUCKET),

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use enclos_host::{Enclave, StartError};
 use enclos_inference::{ServiceError, Settings};
+use enclos_key_broker::client::BrokerClient;
 
 pub use self::http::Server;
 pub use self::service::{Event, ModelFile, Service, Unavailable};
@@ -34,6 +35,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What is served. A name may come once.
     pub models: Vec<ModelFile>,
+    /// Who releases the keys of encrypted models.
+    pub key_broker: Option<Arc<BrokerClient>>,
     /// How often the files are looked at for newer versions; `None`: only when asked to ([`Service::reload`]).
     pub watch: Option<Duration>,
     /// Versions of a model that are served at once, at least 1: clients who verified an older one finish with it.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use enclos_host::{CallError, ConnectError, Enclave, EnclaveTransport, End, Failure, StartError};
 use enclos_inference::{InferenceClient, Loaded, Offer, ServiceError, Settings, version};
+use enclos_key_broker::client::BrokerClient;
+use enclos_key_broker::jwe;
 use sha2::{Digest as _, Sha256};
 
 use crate::{Config, Events, ServeError, Start};
@@ -22,7 +24,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct ModelFile {
     /// Its name in the Open Inference Protocol.
     pub name: String,
-    /// An ONNX file. A newer version replaces it in one step (rename), or is not touched for as long as the files are watched
+    /// An ONNX file, or one that is encrypted (JWE). A newer version replaces it in one step (rename), or is not touched for as long as the files are watched
     /// in between.
     pub path: PathBuf,
 }
@@ -135,6 +137,7 @@ pub struct Service {
     start: Start,
     events: Events,
     files: Vec<ModelFile>,
+    key_broker: Option<Arc<BrokerClient>>,
     settings: Settings,
     /// Versions kept a name.
     versions: usize,
@@ -163,6 +166,8 @@ struct Running {
 struct Served {
     name: String,
     sha256: [u8; 32],
+    /// SHA-256 of the file, which is another one where the file is encrypted.
+    file: [u8; 32],
     bytes: Arc<Vec<u8>>,
 }
 
@@ -184,6 +189,7 @@ impl Service {
             start,
             events,
             files: config.models.clone(),
+            key_broker: config.key_broker.clone(),
             settings: config.settings,
             versions: config.versions.max(1),
             call: config.limits.call,
@@ -301,21 +307,45 @@ impl Service {
     }
 
     fn serve(&self, name: &str, bytes: Vec<u8>) -> Answer<Loaded> {
-        let loaded = match self.ask(|client| client.load(name, &bytes))? {
+        let loaded = match self.ask(|client| self.load(client, name, &bytes))? {
             Ok(loaded) => loaded,
             Err(e) => return Ok(Err(e)),
         };
         let mut served = lock(&self.served);
         served.retain(|s| s.name != name || s.sha256 != loaded.sha256);
-        let sha256 = loaded.sha256;
-        served.push(Served { name: name.to_owned(), sha256, bytes: Arc::new(bytes) });
+        let (sha256, file) = (loaded.sha256, Sha256::digest(&bytes).into());
+        served.push(Served { name: name.to_owned(), sha256, file, bytes: Arc::new(bytes) });
         drop(served);
         (self.events)(&Event::Loaded { name: name.to_owned(), loaded: loaded.clone() });
         Ok(Ok(loaded))
     }
 
+    /// Loads a file; if it is encrypted, with a key that the broker releases to the enclave.
+    fn load(&self, client: &Client, name: &str, bytes: &[u8]) -> Result<Loaded, CallError<ServiceError>> {
+        if !jwe::is_jwe(bytes) {
+            return client.load(name, bytes);
+        }
+        let refused = |reason: String| CallError::Method(ServiceError::Encrypted { reason });
+        let broker = self.key_broker.as_ref().ok_or_else(|| {
+            refused(
+                "no key broker is known, who would release its key to the enclave (--key-broker URL)".into(),
+            )
+        })?;
+        let key_id = jwe::key_id(bytes).map_err(|e| refused(e.to_string()))?;
+        let mut failure = None;
+        let release = broker.release(&key_id, |nonce| {
+            client.key_request(&key_id, nonce).map_err(|e| failure.insert(e).to_string())
+        });
+        match (release, failure) {
+            (Ok(release), _) => client.load_encrypted(name, bytes, &release),
+            // What became of the enclave is for whoever asked it.
+            (Err(_), Some(failure)) => Err(failure),
+            (Err(e), None) => Err(refused(e.to_string())),
+        }
+    }
+
     fn is_newest(&self, name: &str, bytes: &[u8]) -> bool {
-        let newest = lock(&self.served).iter().rfind(|s| s.name == name).map(|s| s.sha256);
+        let newest = lock(&self.served).iter().rfind(|s| s.name == name).map(|s| s.file);
         newest == Some(Sha256::digest(bytes).into())
     }
 
@@ -406,7 +436,7 @@ impl Service {
         client.configure(self.settings)?;
         let served = lock(&self.served).clone();
         for model in served {
-            client.load(&model.name, &model.bytes)?;
+            self.load(&client, &model.name, &model.bytes)?;
         }
         Ok(Running { enclave, client })
     }

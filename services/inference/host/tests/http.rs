@@ -42,6 +42,7 @@ fn config(folder: &Path) -> Config {
     Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         models: vec![ModelFile { name: "tree".into(), path }],
+        key_broker: None,
         watch: None,
         versions: 2,
         settings: Settings::default(),
