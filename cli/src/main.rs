@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    aesm, attestation_service, bench, build, connect, doctor, image, infer, inference, inspect, keygen, new,
-    pccs, quote, run, sign, verify,
+    aesm, attestation_service, bench, build, connect, doctor, image, infer, inference, inspect, key_broker,
+    keygen, model, new, pccs, quote, run, sign, verify,
 };
 use crate::ui::Ui;
 
@@ -86,6 +86,10 @@ enum Command {
     Inference(inference::Args),
     /// Verify an inference service, then ask it, encrypted
     Infer(infer::Args),
+    /// Encrypt a model for enclaves that a key broker releases its key to
+    Model(model::Args),
+    /// Release the keys of encrypted models to enclaves that meet their owner's policy
+    KeyBroker(key_broker::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
     Bench(bench::Args),
     /// Serve Azure Attestation's REST interface over local appraisal
@@ -111,6 +115,8 @@ fn main() -> ExitCode {
         Command::Connect(args) => connect::run(&args, ui(args.json)),
         Command::Inference(args) => inference::run(&args, ui(args.json)),
         Command::Infer(args) => infer::run(&args, ui(args.json)),
+        Command::Model(args) => model::run(&args, ui(args.json)),
+        Command::KeyBroker(args) => key_broker::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
         Command::AttestationService(args) => attestation_service::run(&args, ui(args.json)),
     };

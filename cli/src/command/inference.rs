@@ -11,6 +11,7 @@ use enclos::quoting::QuotingServer;
 use enclos_host::{Enclave, PlatformChoice, StartError};
 use enclos_inference::Settings;
 use enclos_inference_host::{Config, Event, Limits, ModelFile, Server};
+use enclos_key_broker::client::BrokerClient;
 use enclos_pack::sign::hex;
 use enclos_quoting::EmulatedQuoting;
 use serde_json::json;
@@ -27,11 +28,12 @@ Examples:
   enclos inference --model digits.onnx                           at port 8090, as the model `digits`
   enclos inference --model digits=v2.onnx --model other.onnx --listen 127.0.0.1:0 --json
   enclos inference --model digits.onnx --watch                   a new file is a new version; a bad one changes nothing
+  enclos inference --model digits.onnx.jwe --key-broker http://127.0.0.1:8095    encrypted: this side never sees it
   enclos inference --model digits.onnx --write-policy client     what clients need to try it: policy and collateral
   enclos infer --server http://127.0.0.1:8090 --policy client/policy.toml --collateral client/collateral.json
 
 Clients verify the enclave's evidence, which names its key and the SHA-256 of every model, and encrypt for that key (Oblivious
-HTTP, RFC 9458). This side relays what it cannot read; it sees the models. docs/inference.md says what else it can do.
+HTTP, RFC 9458). This side relays what it cannot read. It sees models that are not encrypted (`enclos model --help`). docs/inference.md says what else it can do.
 
   GET  /.well-known/enclos-inference   evidence, key and models, JSON
   GET  /.well-known/ohttp-gateway      the key, application/ohttp-keys
@@ -48,7 +50,7 @@ matters is encrypted inside.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// An ONNX file, and the name it is served by; default: the file's, without its ending
+    /// An ONNX file, or an encrypted one, and the name it is served by; default: the file's, without its ending
     #[arg(long = "model", value_name = "[NAME=]FILE", required_unless_present = "only_build")]
     models: Vec<NamedModel>,
     /// Address and port; port 0: any that is free
@@ -87,6 +89,12 @@ pub(crate) struct Args {
     /// Pad replies to powers of two from here, in bytes; at least (and by default) 1024
     #[arg(long, value_name = "BYTES")]
     bucket: Option<u64>,
+    /// Who releases the keys of encrypted models (`enclos key-broker`), such as https://broker.example:8095
+    #[arg(long, value_name = "URL")]
+    key_broker: Option<String>,
+    /// Trust only these roots for the certificate of --key-broker, PEM
+    #[arg(long, value_name = "FILE", requires = "key_broker")]
+    key_broker_ca: Option<PathBuf>,
     /// Write policy.toml, which names this image, and on the emulated platform collateral.json, into this folder
     #[arg(long, value_name = "FOLDER")]
     write_policy: Option<PathBuf>,
@@ -107,8 +115,10 @@ impl FromStr for NamedModel {
             Some((name, path)) if !name.contains('/') => (name.to_owned(), PathBuf::from(path)),
             _ => {
                 let path = PathBuf::from(text);
-                let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
-                (stem.ok_or("it names no file")?, path)
+                let name = path.file_name().map(|s| s.to_string_lossy().into_owned());
+                let name = name.ok_or("it names no file")?;
+                let plain = Path::new(name.strip_suffix(".jwe").unwrap_or(&name));
+                (plain.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path)
             }
         };
         Ok(Self(ModelFile { name, path }))
@@ -144,6 +154,7 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let broker = key_broker(args, quoting.as_deref())?;
     let aesm = match quoting {
         Some(quoting) => {
             ui.warn("the platform is an emulated SGX CPU: it runs the same image, and protects nothing");
@@ -169,18 +180,38 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         }
         ui.status("listening", url);
     };
-    enclos_inference_host::run(config(args), Box::new(start), Box::new(move |event| tell(event, ui)), ready)?;
+    enclos_inference_host::run(
+        config(args, broker),
+        Box::new(start),
+        Box::new(move |event| tell(event, ui)),
+        ready,
+    )?;
     ui.status("ended", "in good order");
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(args: &Args) -> Config {
+/// The way to the broker. Collateral of an emulated platform goes along, as there is nobody else to ask for it.
+fn key_broker(args: &Args, quoting: Option<&EmulatedQuoting>) -> Result<Option<Arc<BrokerClient>>, Error> {
+    let Some(url) = &args.key_broker else { return Ok(None) };
+    let mut broker = match &args.key_broker_ca {
+        Some(path) => BrokerClient::with_roots(url, &read(path)?)?,
+        None => BrokerClient::new(url),
+    };
+    if let Some(quoting) = quoting {
+        let collateral = quoting::collateral_json(quoting)?;
+        broker = broker.with_collateral(serde_json::from_slice(&collateral).unwrap_or_default());
+    }
+    Ok(Some(Arc::new(broker)))
+}
+
+fn config(args: &Args, key_broker: Option<Arc<BrokerClient>>) -> Config {
     let mut limits =
         Limits { queue: args.queue, request: args.timeout, body: args.max_request, ..Limits::default() };
     limits.parallel = args.parallel.unwrap_or(limits.parallel);
     Config {
         listen: args.listen,
         models: args.models.iter().map(|m| m.0.clone()).collect(),
+        key_broker,
         watch: args.watch,
         versions: args.versions,
         settings: Settings { key_lifetime: args.key_lifetime, smallest_bucket: args.bucket },

@@ -1,4 +1,4 @@
-//! `enclos inference` and `enclos infer` of a command that was built without them.
+//! `enclos inference`, `infer`, `model` and `key-broker` of a command that was built without them.
 
 use super::{Error, Outcome};
 use crate::ui::Ui;
