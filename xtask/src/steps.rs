@@ -51,6 +51,7 @@ pub(crate) const STEPS: &[Step] = &[
         about: "ONNX Runtime and our engine on models that scikit-learn trains",
         run: onnxruntime,
     },
+    Step { name: "jwe", about: "jwcrypto and enclos model on each other's encrypted files", run: jwe },
     Step {
         name: "inspector",
         about: "the attestation service's evidence inspector in headless Chromium",
@@ -168,6 +169,13 @@ fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/onnxruntime/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
+}
+
+fn jwe(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[venv()], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/jwe/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
 }
 
