@@ -50,7 +50,7 @@ rm "$run/tree.onnx"
 
 echo "== The owner's key broker, with collateral from a provisioning service"
 start pccs "$enclos" pccs --listen 127.0.0.1:0
-start broker owner key-broker serve --listen 127.0.0.1:0 --pccs "$url"
+start broker env ENCLOS_STATE="$run/owner" "$enclos" key-broker serve --listen 127.0.0.1:0 --pccs "$url"
 broker=$url
 
 echo "== An enclave on an emulated platform is refused by default"
