@@ -54,6 +54,10 @@ pub(crate) struct Args {
     /// Address and port; port 0: any that is free
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8090")]
     listen: SocketAddr,
+    /// Also serve attested TLS, which ends inside the enclave: 127.0.0.1:8443, 0.0.0.0:8443, [::]:8443 or, for any port,
+    /// 127.0.0.1:0
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    attested_tls: Option<String>,
     /// The enclave: an image, or the project it is built from; default: built from what this command carries
     #[arg(long, value_name = "IMAGE")]
     enclave: Option<PathBuf>,
@@ -165,6 +169,7 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         if ui.json() {
             let mut said = identity.clone();
             said["url"] = json!(url);
+            said["attested_tls"] = json!(server.service().attested_tls());
             say_json(&said);
         }
         ui.status("listening", url);
@@ -184,6 +189,7 @@ fn config(args: &Args) -> Config {
         watch: args.watch,
         versions: args.versions,
         settings: Settings { key_lifetime: args.key_lifetime, smallest_bucket: args.bucket },
+        attested_tls: args.attested_tls.clone(),
         limits,
     }
 }
@@ -191,6 +197,7 @@ fn config(args: &Args) -> Config {
 fn tell(event: &Event, ui: Ui) {
     match event {
         Event::Loaded { .. } => ui.status("serving", event),
+        Event::Listening { .. } => ui.status("listening", event),
         Event::Unloaded { .. } => ui.status("unloaded", event),
         Event::Restarted => ui.status("restarted", event),
         _ => ui.warn(event),
