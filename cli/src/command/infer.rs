@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         Some(address) => match Connection::open(address.trim_end_matches('/'), &policy, &collateral) {
             Ok(mut connection) => {
                 let (_, offer) = connection.ask("GET", OFFER_PATH, Vec::new()).map_err(peer)?;
-                (Way::AttestedTls(connection), offer)
+                (Way::AttestedTls(Box::new(connection)), offer)
             }
             Err(e) => {
                 drop(waiting);
@@ -193,7 +193,7 @@ fn shape(data: &Value) -> Vec<usize> {
 /// How requests come to the enclave.
 enum Way {
     Encapsulated(Server),
-    AttestedTls(Connection),
+    AttestedTls(Box<Connection>),
 }
 
 impl Way {
