@@ -38,6 +38,9 @@ fn a_served_model_answers_who_verified_it_and_nobody_else() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     fs::write(here.join("digits.onnx"), MODEL).unwrap();
+    // Making a key takes its time.
+    fs::create_dir(here.join("state")).unwrap();
+    fs::write(here.join("state/developer-key.pem"), include_str!("data/test-only-key.pem")).unwrap();
     let mut served = enclos(here)
         .args([
             "inference",
