@@ -80,7 +80,6 @@ impl Server {
             Ok::<_, ServeError>((service, threads))
         });
         let (service, threads) = begun.await.map_err(|e| ServeError::Threads(std::io::Error::other(e)))??;
-        let service = Arc::new(service);
         if let Some(interval) = watch {
             service.watch(interval);
         }

@@ -43,6 +43,8 @@ pub struct Config {
     pub versions: usize,
     /// What the enclave is told.
     pub settings: Settings,
+    /// Where the enclave serves attested TLS, if it is to: an address that its manifest permits.
+    pub attested_tls: Option<String>,
     /// Bounds.
     pub limits: Limits,
 }

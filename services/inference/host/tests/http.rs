@@ -13,7 +13,11 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use common::{MODEL, Platform, ROW, image, image_of, newer, policy_for, request, sha256};
+use enclos::abi::hostcall;
+use enclos_attested_tls::Refusal;
+use enclos_host::Builder;
 use enclos_inference::client::Verified;
+use enclos_inference::client::attested_tls::Connection;
 use enclos_inference::{OFFER_PATH, Offer, Settings, version};
 use enclos_inference_host::{Config, Limits, ModelFile, ServeError, Server};
 use enclos_pack::config::Size;
@@ -46,11 +50,21 @@ fn config(folder: &Path) -> Config {
         watch: None,
         versions: 2,
         settings: Settings::default(),
+        attested_tls: None,
         limits: Limits::default(),
     }
 }
 
 fn start(image: Vec<u8>, change: impl FnOnce(&mut Config)) -> Result<Service, ServeError> {
+    start_with(image, change, |builder| builder)
+}
+
+/// With an enclave that is started differently.
+fn start_with(
+    image: Vec<u8>,
+    change: impl FnOnce(&mut Config),
+    with: impl Fn(Builder) -> Builder + Send + Sync + 'static,
+) -> Result<Service, ServeError> {
     let platform = Platform::new();
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path());
@@ -64,7 +78,7 @@ fn start(image: Vec<u8>, change: impl FnOnce(&mut Config)) -> Result<Service, Se
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            let start = move || started.0.builder(started.1.clone()).start();
+            let start = move || with(started.0.builder(started.1.clone())).start();
             let tell =
                 move |event: &enclos_inference_host::Event| events.lock().unwrap().push(event.to_string());
             match Server::bind(config, Box::new(start), Box::new(tell)).await {
@@ -344,6 +358,69 @@ fn an_enclave_that_ends_in_a_request_is_started_anew_with_another_key() {
 }
 
 #[test]
+fn attested_tls_ends_inside_and_is_there_again_after_a_restart() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sees = seen.clone();
+    let service = start_with(
+        image_of(|config| config.heap = Size::new(24 << 20).unwrap()),
+        |config| config.attested_tls = Some("127.0.0.1:0".into()),
+        move |builder| {
+            let sees = sees.clone();
+            builder.inspect_host_calls(move |call| {
+                if [hostcall::RECV, hostcall::SEND].contains(&call.number) && call.result > 0 {
+                    sees.lock().unwrap().extend_from_slice(call.frame);
+                }
+                call.result
+            })
+        },
+    )
+    .unwrap();
+    let policy = service.platform.policy(&service.image);
+    let address = |n: usize| {
+        let said = service.said.lock().unwrap();
+        said.iter().filter_map(|s| s.strip_prefix("attested TLS at ")).nth(n).map(str::to_owned)
+    };
+    let open =
+        |address: &str, policy: &Policy| Connection::open(address, policy, &service.platform.collateral);
+
+    let first = address(0).unwrap();
+    let by_default = open(&first, &policy_for(&service.image));
+    assert!(matches!(by_default.unwrap_err().refusal(), Some(Refusal::Policy(_))), "emulated");
+    let other = Policy { emulated_roots: policy.emulated_roots.clone(), ..policy_for(&image()) };
+    assert!(matches!(open(&first, &other).unwrap_err().refusal(), Some(Refusal::Policy(_))), "another image");
+
+    let mut connection = open(&first, &policy).unwrap();
+    assert!(connection.verdict().emulated);
+    let (status, offer) = connection.ask("GET", OFFER_PATH, Vec::new()).unwrap();
+    assert_eq!(status, 200);
+    let model = Offer::from_json(&offer).unwrap().models[0].clone();
+    assert_eq!(model.sha256, sha256(MODEL));
+    let infer = format!("{}/infer", model.path());
+    let (status, answer) = connection.ask("POST", &infer, request(&ROW)).unwrap();
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((status, &answer["outputs"][0]["data"][0]), (200, &Value::from(0)), "{answer}");
+    assert_eq!(answer["id"], "the-client's-own-id");
+    // Another version than that which is served is not answered by this one.
+    let (status, _) =
+        connection.ask("POST", &infer.replace(&model.version(), &"0".repeat(64)), request(&ROW)).unwrap();
+    assert_eq!(status, 404);
+    assert_eq!(connection.ask("POST", &infer, b"{".to_vec()).unwrap().0, 400);
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    assert!(count(&seen, b"the-client's-own-id") == 0 && count(&seen, b"output") == 0);
+    assert!(
+        count(&seen, &[0x16, 3, 1]) > 0,
+        "what the host relayed was looked at: the record of a ClientHello"
+    );
+
+    // Too large for this heap: it ends the enclave, and the connections with it.
+    let ended = connection.ask("POST", &infer, vec![b' '; 12 << 20]);
+    assert!(ended.is_err(), "{ended:?}");
+    service.wait_for("another enclave serves the same models");
+    let mut connection = open(&address(1).unwrap(), &policy).unwrap();
+    assert_eq!(connection.ask("POST", &infer, request(&ROW)).unwrap().0, 200);
+}
+
+#[test]
 fn what_cannot_be_served_is_said_at_once() {
     let fails = |change: fn(&mut Config)| match start(image(), change) {
         Ok(_) => panic!("it serves"),
@@ -355,6 +432,8 @@ fn what_cannot_be_served_is_said_at_once() {
     assert!(fails(|c| c.models[0].name = "a/b".into()).contains("cannot be called"));
     let bad = fails(|c| fs::write(&c.models[0].path, b"no model").unwrap());
     assert!(bad.contains("is not served"), "{bad}");
+    let elsewhere = fails(|c| c.attested_tls = Some("127.0.0.1:9".into()));
+    assert!(elsewhere.contains("attested TLS cannot be served"), "{elsewhere}");
     let weaker = fails(|c| c.settings.key_lifetime = Some(1 << 40));
     assert!(weaker.contains("keys live for"), "{weaker}");
 }

@@ -1,5 +1,8 @@
 //! The client: verifies what is offered, then encrypts. There is no way to encrypt for what was not accepted.
 
+#[cfg(feature = "attested-tls")]
+pub mod attested_tls;
+
 use bhttp::{Message, Mode};
 use enclos_verifier::{
     AnyCollateral, Bytes, Collateral, CollateralMismatch, Evidence, Policy, PolicyError, Time, Verdict,
