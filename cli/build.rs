@@ -12,6 +12,16 @@ use std::{env, fs};
 /// Crates a user's project needs, by folder from the workspace root.
 const SDK: [&str; 5] = ["interface", "interface/macros", "platform", "host", "trusted/enclave"];
 
+/// Crates of the inference service's enclave, besides those of the SDK.
+const INFERENCE: [&str; 6] = [
+    "verifier",
+    "verifier/tls",
+    "services/inference",
+    "services/inference/engine",
+    "services/inference/enclave",
+    "services/key-broker",
+];
+
 /// Sections of the workspace's `Cargo.toml` that the crates inherit from.
 const INHERITED: [&str; 4] =
     ["workspace.package", "workspace.dependencies", "workspace.lints.rust", "workspace.lints.clippy"];
@@ -23,16 +33,10 @@ fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let root = here.parent().expect("the crate lies in the workspace").to_path_buf();
 
+    let workspace = read(&root.join("Cargo.toml"));
     let mut sdk = BTreeMap::new();
-    sdk.insert("Cargo.toml".to_owned(), sdk_workspace(&read(&root.join("Cargo.toml"))));
-    for folder in SDK {
-        let from = root.join(folder);
-        sdk.insert(format!("{folder}/Cargo.toml"), without(&read(&from.join("Cargo.toml")), &TEST_ONLY));
-        if from.join("build.rs").exists() {
-            sdk.insert(format!("{folder}/build.rs"), read(&from.join("build.rs")));
-        }
-        collect(&from.join("src"), &format!("{folder}/src"), &mut sdk);
-    }
+    sdk.insert("Cargo.toml".to_owned(), members_only(&workspace, &SDK));
+    SDK.iter().for_each(|folder| collect_crate(&root, folder, &mut sdk));
     let mut scaffold = BTreeMap::new();
     collect(&here.join("template"), "", &mut scaffold);
     let mut bench = BTreeMap::new();
@@ -41,6 +45,10 @@ fn main() {
     collect(&here.join("attester"), "", &mut attester);
     let mut runner = BTreeMap::new();
     collect(&here.join("runner"), "", &mut runner);
+    let inference = match env::var_os("CARGO_FEATURE_INFERENCE") {
+        Some(_) => inference_project(&root, &workspace),
+        None => BTreeMap::new(),
+    };
     let lock = read(&root.join("Cargo.lock"));
 
     let mut out = String::new();
@@ -49,11 +57,46 @@ fn main() {
     table(&mut out, "BENCH", "The project of the benchmark enclave.", &bench);
     table(&mut out, "ATTESTER", "The project of the enclave behind `enclos quote`.", &attester);
     table(&mut out, "RUNNER", "The host program of plain programs in containers.", &runner);
+    if !inference.is_empty() {
+        table(&mut out, "INFERENCE", "The project of the inference service's enclave.", &inference);
+    }
     writeln!(out, "/// The versions everything was tested with.\npub(crate) const LOCK: &str = {lock:?};")
         .expect("strings take everything");
     let to = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("embedded.rs");
     fs::write(&to, out).unwrap_or_else(|e| panic!("cannot write {}: {e}", to.display()));
     println!("cargo::rerun-if-changed=build.rs");
+}
+
+/// The enclave of the inference service as a project of its own, with the SDK where projects have it.
+fn inference_project(root: &Path, workspace: &str) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    let mut manifest = members_only(workspace, &INFERENCE)
+        .replace("[workspace]\n", "[workspace]\nexclude = [\".enclos\"]\n");
+    for folder in SDK {
+        let (ours, theirs) = (format!("path = \"{folder}\""), format!("path = \".enclos/sdk/{folder}\""));
+        manifest = manifest.replace(&ours, &theirs);
+    }
+    let profile = sections(workspace).into_iter().find(|(name, _)| *name == "profile.release");
+    manifest.push_str(profile.map_or("", |(_, text)| text));
+    files.insert("Cargo.toml".to_owned(), manifest);
+    INFERENCE.iter().for_each(|folder| collect_crate(root, folder, &mut files));
+    // It lies at the project's root there.
+    let enclave = "services/inference/enclave";
+    let config = read(&root.join(enclave).join("enclos.toml"));
+    let moved = config.replace("crate = \".\"", &format!("crate = \"{enclave}\""));
+    assert_ne!(moved, config, "enclos.toml of the inference service's enclave names its crate");
+    files.insert("enclos.toml".to_owned(), moved);
+    files
+}
+
+/// What building a crate needs: not its tests.
+fn collect_crate(root: &Path, folder: &str, into: &mut BTreeMap<String, String>) {
+    let from = root.join(folder);
+    into.insert(format!("{folder}/Cargo.toml"), without(&read(&from.join("Cargo.toml")), &TEST_ONLY));
+    if from.join("build.rs").exists() {
+        into.insert(format!("{folder}/build.rs"), read(&from.join("build.rs")));
+    }
+    collect(&from.join("src"), &format!("{folder}/src"), into);
 }
 
 fn table(out: &mut String, name: &str, doc: &str, files: &BTreeMap<String, String>) {
@@ -88,9 +131,9 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()))
 }
 
-/// The root `Cargo.toml` of the unpacked SDK.
-fn sdk_workspace(root: &str) -> String {
-    let members = SDK.map(|f| format!("    {f:?},\n")).concat();
+/// The root `Cargo.toml` of some of the workspace's crates.
+fn members_only(root: &str, crates: &[&str]) -> String {
+    let members: String = crates.iter().map(|f| format!("    {f:?},\n")).collect();
     let mut out = format!("[workspace]\nresolver = \"3\"\nmembers = [\n{members}]\n\n");
     for (name, text) in sections(root) {
         if INHERITED.contains(&name) {

@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    aesm, attestation_service, bench, build, connect, doctor, image, inspect, keygen, new, pccs, quote, run,
-    sign, verify,
+    aesm, attestation_service, bench, build, connect, doctor, image, infer, inference, inspect, key_broker,
+    keygen, model, new, pccs, quote, run, sign, verify,
 };
 use crate::ui::Ui;
 
@@ -29,7 +29,7 @@ Exit codes:
   1    it failed; standard error names cause and cure
   2    wrong usage
   3    `doctor`: nothing here can run an enclave
-  4    `verify`, `connect`: the evidence is refused
+  4    `verify`, `connect`, `infer`: the evidence is refused
   70   `run`: the enclave ended by a fault
   Otherwise `run` ends with the exit code of the program it ran.
 
@@ -82,6 +82,14 @@ enum Command {
     Doctor(doctor::Args),
     /// Connect to an attested TLS server, say what it is, and talk to it
     Connect(connect::Args),
+    /// Serve ONNX models from an enclave: nobody but clients and the enclave sees requests
+    Inference(inference::Args),
+    /// Verify an inference service, then ask it, encrypted
+    Infer(infer::Args),
+    /// Encrypt a model for enclaves that a key broker releases its key to
+    Model(model::Args),
+    /// Release the keys of encrypted models to enclaves that meet their owner's policy
+    KeyBroker(key_broker::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
     Bench(bench::Args),
     /// Serve Azure Attestation's REST interface over local appraisal
@@ -105,6 +113,10 @@ fn main() -> ExitCode {
         Command::Pccs(args) => pccs::run(&args, ui(args.json)),
         Command::Doctor(args) => doctor::run(&args, ui(args.json)),
         Command::Connect(args) => connect::run(&args, ui(args.json)),
+        Command::Inference(args) => inference::run(&args, ui(args.json)),
+        Command::Infer(args) => infer::run(&args, ui(args.json)),
+        Command::Model(args) => model::run(&args, ui(args.json)),
+        Command::KeyBroker(args) => key_broker::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
         Command::AttestationService(args) => attestation_service::run(&args, ui(args.json)),
     };

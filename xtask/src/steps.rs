@@ -51,6 +51,7 @@ pub(crate) const STEPS: &[Step] = &[
         about: "ONNX Runtime and our engine on models that scikit-learn trains",
         run: onnxruntime,
     },
+    Step { name: "jwe", about: "jwcrypto and enclos model on each other's encrypted files", run: jwe },
     Step {
         name: "inspector",
         about: "the attestation service's evidence inspector in headless Chromium",
@@ -92,7 +93,8 @@ pub(crate) const STEPS: &[Step] = &[
 
 /// What every debug build of a run chooses. Cargo gives dependencies the features that all chosen packages want together, so
 /// another choice would build most of them again.
-const EVERYTHING: [&str; 3] = ["--workspace", "--features", "enclos-cli/attestation-service"];
+const EVERYTHING: [&str; 3] =
+    ["--workspace", "--features", "enclos-cli/attestation-service,enclos-cli/inference"];
 
 /// A suite of `tests/conformance`; it builds what it needs with the choice of packages that it is given.
 fn suite(c: &Context, script: &str) -> Command {
@@ -186,6 +188,11 @@ fn quotes(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
     run(&mut suite(c, "onnxruntime/run.sh"), tally).map(drop)
+}
+
+fn jwe(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[venv()], tally)?;
+    run(&mut suite(c, "jwe/run.sh"), tally).map(drop)
 }
 
 fn demo(c: &Context, tally: &mut Tally) -> Result<(), Failure> {

@@ -11,8 +11,25 @@ pub(crate) mod build;
 pub(crate) mod connect;
 pub(crate) mod doctor;
 pub(crate) mod image;
+#[cfg(feature = "inference")]
+pub(crate) mod infer;
+#[cfg(not(feature = "inference"))]
+#[path = "inference_absent.rs"]
+pub(crate) mod infer;
+#[cfg(feature = "inference")]
+pub(crate) mod inference;
+#[cfg(not(feature = "inference"))]
+pub(crate) use infer as inference;
 pub(crate) mod inspect;
+#[cfg(feature = "inference")]
+pub(crate) mod key_broker;
+#[cfg(not(feature = "inference"))]
+pub(crate) use infer as key_broker;
 pub(crate) mod keygen;
+#[cfg(feature = "inference")]
+pub(crate) mod model;
+#[cfg(not(feature = "inference"))]
+pub(crate) use infer as model;
 pub(crate) mod new;
 pub(crate) mod pccs;
 pub(crate) mod quote;
@@ -96,6 +113,27 @@ pub(crate) enum Error {
     #[cfg(feature = "attestation-service")]
     #[error("the attestation service cannot serve")]
     Service(#[from] enclos_attestation_service::StartError),
+    #[cfg(feature = "inference")]
+    #[error("the inference service cannot serve")]
+    Inference(#[from] enclos_inference_host::ServeError),
+    #[cfg(feature = "inference")]
+    #[error(transparent)]
+    KeyStore(#[from] enclos_key_broker::store::StoreError),
+    #[cfg(feature = "inference")]
+    #[error(transparent)]
+    Jwe(#[from] enclos_key_broker::jwe::JweError),
+    #[cfg(feature = "inference")]
+    #[error(transparent)]
+    KeyRecord(#[from] enclos_key_broker::audit::AuditError),
+    #[cfg(feature = "inference")]
+    #[error("the key broker cannot serve")]
+    Broker(#[from] enclos_key_broker::Refusal),
+    #[cfg(feature = "inference")]
+    #[error("the key broker cannot serve")]
+    BrokerHttp(#[from] enclos_key_broker::http::ServeError),
+    #[cfg(feature = "inference")]
+    #[error(transparent)]
+    Relay(#[from] enclos_key_broker::client::RelayError),
     #[error("cannot start {program}: {source}; is it installed and in PATH?")]
     Spawn { program: String, source: io::Error },
     #[error("{what} failed; the messages above say why")]

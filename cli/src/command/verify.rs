@@ -204,19 +204,20 @@ fn show_keys(keys: &[(SigningEvidence, Verdict)], ui: Ui) {
     }
 }
 
+/// The policy in a file; without one, the strictest.
+pub(super) fn policy_of(path: Option<&Path>) -> Result<Policy, Error> {
+    let Some(path) = path else { return Ok(Policy::default()) };
+    let malformed = |source| Error::Policy { path: path.into(), source };
+    let text = String::from_utf8(read(path)?)
+        .map_err(|_| Error::Usage(format!("{} is not text", path.display())))?;
+    match path.extension().is_some_and(|e| e == "json") {
+        true => Policy::from_json(&text).map_err(malformed),
+        false => Policy::from_toml(&text).map_err(malformed),
+    }
+}
+
 fn policy(args: &Args) -> Result<Policy, Error> {
-    let mut policy = match &args.policy {
-        None => Policy::default(),
-        Some(path) => {
-            let malformed = |source| Error::Policy { path: path.clone(), source };
-            let text = String::from_utf8(read(path)?)
-                .map_err(|_| Error::Usage(format!("{} is not text", path.display())))?;
-            match path.extension().is_some_and(|e| e == "json") {
-                true => Policy::from_json(&text).map_err(malformed)?,
-                false => Policy::from_toml(&text).map_err(malformed)?,
-            }
-        }
-    };
+    let mut policy = policy_of(args.policy.as_deref())?;
     if let Some(nonce) = &args.nonce {
         if policy.report_data.is_some() || policy.report_data_prefix.is_some() {
             return Err(Error::Usage("the policy demands report data itself: leave --nonce out".into()));
@@ -239,7 +240,8 @@ fn beside(evidence: &Path) -> Result<PathBuf, Error> {
 }
 
 /// The verdict for people: the answer, the reasons, what to do about an emulated platform, then what was found.
-fn show(verdict: &Verdict, evidence: &[u8]) {
+/// A verdict for people, with what to do about emulated platforms.
+pub(super) fn show(verdict: &Verdict, evidence: &[u8]) {
     match (verdict.accepted, verdict.emulated) {
         (true, false) => say!("{GOOD}ACCEPTED{GOOD:#}"),
         (true, true) => {

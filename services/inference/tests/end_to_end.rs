@@ -1,99 +1,38 @@
 //! Model, client and enclave, with a host between them that keeps everything it handles.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+mod common;
 
-use enclos::quoting::{NoQuote, Quoting, QuotingServer, REPORT, TARGETINFO};
+use std::sync::{Arc, Mutex};
+
+use common::{MODEL, Platform, ROW, image, newer, request, sha256};
 use enclos_host::{CallError, Enclave};
 use enclos_inference::client::{ClientError, Verified};
-use enclos_inference::{InferenceClient, Offer, ServiceError, report_data};
-use enclos_pack::{Config, Date, Image, SigningKey, build_application};
-use enclos_platform::emulator::Emulator;
-use enclos_platform::emulator::machine::{Machine, MachineConfig};
-use enclos_quoting::EmulatedQuoting;
-use enclos_verifier::{Collateral, Hex, Policy, Time};
+use enclos_inference::{InferenceClient, Offer, OfferedModel, ServiceError, Settings};
+use enclos_verifier::{Hex, Policy, Time};
 use serde_json::{Value, json};
-
-/// A decision tree by `examples/digits/train.py`.
-const MODEL: &[u8] = include_bytes!("data/tree.onnx");
-/// A row of scikit-learn's digits (the first: a zero), and what the tree says of it.
-const ROW: [f32; 64] = [
-    0., 0., 5., 13., 9., 1., 0., 0., 0., 0., 13., 15., 10., 15., 5., 0., 0., 3., 15., 2., 0., 11., 8., 0.,
-    0., 4., 12., 0., 0., 8., 8., 0., 0., 5., 8., 0., 0., 9., 8., 0., 0., 4., 11., 0., 1., 12., 7., 0., 0.,
-    2., 14., 5., 10., 12., 0., 0., 0., 0., 6., 13., 10., 0., 0., 0.,
-];
-
-fn image() -> Vec<u8> {
-    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    IMAGE.get_or_init(build).clone()
-}
-
-fn build() -> Vec<u8> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("enclave");
-    let config = Config::load(&project.join("enclos.toml")).unwrap();
-    let mut image = build_application(&project, &config, &mut |_| {}).unwrap();
-    let pem = include_str!("../../../examples/vault/host/tests/data/test-only-signer.pem");
-    image.sign(&SigningKey::from_pem(pem).unwrap(), Date::from_unix(1_700_000_000)).unwrap();
-    image.to_file_bytes()
-}
-
-/// The emulated platform's quoting, in this process.
-struct InProcess(Arc<EmulatedQuoting>);
-
-impl Quoting for InProcess {
-    fn target_info(&self) -> Result<[u8; TARGETINFO], NoQuote> {
-        Ok(self.0.target_info())
-    }
-
-    fn quote(&self, report: &[u8; REPORT]) -> Result<Vec<u8>, NoQuote> {
-        self.0.quote(report).map_err(|e| NoQuote { reason: e.to_string() })
-    }
-}
 
 struct Service {
     enclave: Enclave,
-    quoting: Arc<EmulatedQuoting>,
-    collateral: Collateral,
-    _state: tempfile::TempDir,
+    platform: Arc<Platform>,
 }
 
 impl Service {
     fn start() -> Self {
-        let machine = Machine::new(&MachineConfig::with_seed([9; 32])).unwrap();
-        let state = tempfile::tempdir().unwrap();
-        let quoting = Arc::new(EmulatedQuoting::open(&machine, state.path()).unwrap());
-        let collateral = quoting.collateral(Time::now()).unwrap();
-        let enclave = Enclave::builder(image())
-            .on(Arc::new(Emulator::on(machine)))
-            .service(QuotingServer::new(InProcess(quoting.clone())))
-            .start()
-            .unwrap();
-        Self { enclave, quoting, collateral, _state: state }
+        let platform = Platform::new();
+        Self { enclave: platform.builder(image()).start().unwrap(), platform }
     }
 
-    /// Names the emulated root and the image, as a client for tests would.
     fn policy(&self) -> Policy {
-        Policy { emulated_roots: vec![self.quoting.root_key_id()], ..self.by_default() }
+        self.platform.policy(&image())
     }
 
     fn by_default(&self) -> Policy {
-        let mr_enclave = Hex(Image::parse(&image()).unwrap().mrenclave());
-        Policy::from_toml(&format!("[[identity]]\nkind = \"sgx\"\nmr_enclave = \"{mr_enclave}\"")).unwrap()
+        Policy { emulated_roots: Vec::new(), ..self.policy() }
     }
 
     fn verify(&self, offer: &Offer, policy: &Policy) -> Result<Verified, ClientError> {
-        Verified::verify(offer, &sha256(MODEL), policy, &self.collateral, Time::now())
+        Verified::verify(offer, policy, &self.platform.collateral, Time::now())
     }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).into()
-}
-
-fn request(row: &[f32]) -> Vec<u8> {
-    let input = json!({ "name": "X", "shape": [1, row.len()], "datatype": "FP32", "data": row });
-    json!({ "id": "the-client's-own-id", "inputs": [input] }).to_string().into_bytes()
 }
 
 #[test]
@@ -103,8 +42,11 @@ fn a_verified_enclave_classifies_what_the_host_cannot_read() {
     assert!(matches!(inference.offer(), Err(CallError::Method(ServiceError::NoModel))));
     let broken = inference.load("tree", &MODEL[..MODEL.len() / 2]);
     assert!(matches!(broken, Err(CallError::Method(ServiceError::Model { .. }))), "{broken:?}");
-    assert_eq!(inference.load("tree", MODEL).unwrap().model, sha256(MODEL));
-    assert!(matches!(inference.load("other", MODEL), Err(CallError::Method(ServiceError::AlreadyLoaded))));
+    for name in ["", "..", "a/b", "a b", ".hidden", "ä"] {
+        let refused = inference.load(name, MODEL);
+        assert!(matches!(refused, Err(CallError::Method(ServiceError::Name { .. }))), "{name}: {refused:?}");
+    }
+    assert_eq!(inference.load("tree", MODEL).unwrap().sha256, sha256(MODEL));
 
     let offer = inference.offer().unwrap();
     assert_eq!(offer, inference.offer().unwrap(), "one key while it lasts");
@@ -114,9 +56,11 @@ fn a_verified_enclave_classifies_what_the_host_cannot_read() {
     let ask = |method: &str, path: &str, body: Vec<u8>| -> (u16, Value) {
         let (sealed, reply) = server.seal(method, path, body).unwrap();
         let answer = inference.infer(&sealed).unwrap();
-        handled.lock().unwrap().extend([sealed, answer.clone()]);
+        handled.lock().unwrap().extend([sealed.clone(), answer.clone()]);
         let (status, body) = reply.open(&answer).unwrap();
-        assert!(body.len().is_power_of_two(), "{} bytes", body.len());
+        // Response nonce (16 for AES-128-GCM), tag, and what is padded.
+        assert!((answer.len() - 32).is_power_of_two(), "{} bytes", answer.len());
+        assert!((sealed.len() - 55).is_power_of_two(), "{} bytes", sealed.len());
         (status, serde_json::from_slice(&body).unwrap())
     };
 
@@ -159,18 +103,23 @@ fn clients_refuse_what_the_evidence_does_not_vouch_for() {
     assert!(refused(&other_key, &service.policy()), "a key of the host's");
     let other_image = Policy::from_toml(&format!(
         "emulated_roots = [\"{}\"]\n[[identity]]\nkind = \"sgx\"\nmr_enclave = \"{}\"",
-        service.quoting.root_key_id(),
+        service.platform.quoting.root_key_id(),
         Hex([0x11; 32])
     ));
     assert!(refused(&offer, &other_image.unwrap()), "another enclave");
-    let other_model = Offer { model: [1; 32], ..offer.clone() };
-    assert!(matches!(service.verify(&other_model, &service.policy()), Err(ClientError::OtherModel)));
-    // The host says what the client wants to hear, but the evidence is about the model that was loaded.
-    let expected = [1; 32];
-    let lie = Verified::verify(&other_model, &expected, &service.policy(), &service.collateral, Time::now());
-    assert!(matches!(lie, Err(ClientError::Refused(_))));
-    assert_ne!(report_data(&offer.key_config, &offer.model), report_data(&offer.key_config, &expected));
-    service.verify(&offer, &service.policy()).unwrap();
+    // The host says what the client wants to hear, but the evidence is about the models that were loaded.
+    let other = OfferedModel { name: "tree".into(), sha256: [1; 32] };
+    let both = [offer.models.clone(), vec![other.clone()]].concat();
+    let renamed = OfferedModel { name: "bush".into(), ..offer.models[0].clone() };
+    for models in [vec![other], both, vec![renamed], vec![]] {
+        assert!(refused(&Offer { models, ..offer.clone() }, &service.policy()), "other models");
+    }
+    let server = service.verify(&offer, &service.policy()).unwrap();
+    assert_eq!(server.model(None, Some(&sha256(MODEL))).unwrap().name, "tree");
+    for (name, hash) in [(None, Some([1; 32])), (Some("bush"), None), (Some("bush"), Some(sha256(MODEL)))] {
+        let wanted = server.model(name, hash.as_ref());
+        assert!(matches!(wanted, Err(ClientError::OtherModel { .. })), "{wanted:?}");
+    }
 }
 
 #[test]
@@ -180,7 +129,8 @@ fn a_request_is_answered_once_and_only_unaltered() {
     inference.load("tree", MODEL).unwrap();
     let server = service.verify(&inference.offer().unwrap(), &service.policy()).unwrap();
     let undecryptable = |request: &[u8]| {
-        matches!(inference.infer(request), Err(CallError::Method(ServiceError::Undecryptable)))
+        let refused = inference.infer(request);
+        matches!(refused, Err(CallError::Method(ServiceError::Undecryptable | ServiceError::UnknownKey)))
     };
 
     let (sealed, reply) = server.seal("POST", "/v2/models/tree/infer", request(&ROW)).unwrap();
@@ -204,5 +154,94 @@ fn a_request_is_answered_once_and_only_unaltered() {
     let inference = restarted.enclave.connect::<InferenceClient<_>>().unwrap();
     inference.load("tree", MODEL).unwrap();
     inference.offer().unwrap();
-    assert!(matches!(inference.infer(&again), Err(CallError::Method(ServiceError::Undecryptable))));
+    let refused = inference.infer(&again);
+    assert!(
+        matches!(refused, Err(CallError::Method(ServiceError::Undecryptable | ServiceError::UnknownKey))),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn versions_come_and_go_and_clients_get_the_one_that_they_verified() {
+    let service = Service::start();
+    let inference = service.enclave.connect::<InferenceClient<_>>().unwrap();
+    let first = inference.load("tree", MODEL).unwrap().sha256;
+    let before = inference.offer().unwrap();
+    let old_client = service.verify(&before, &service.policy()).unwrap();
+    let second = inference.load("tree", &newer(1)).unwrap().sha256;
+    inference.load("other", MODEL).unwrap();
+
+    let after = inference.offer().unwrap();
+    assert_eq!(after.key_config, before.key_config, "models change, the key does not");
+    let names: Vec<_> = after.models.iter().map(|m| (&*m.name, m.sha256)).collect();
+    assert_eq!(names, [("tree", first), ("tree", second), ("other", first)]);
+    let new_client = service.verify(&after, &service.policy()).unwrap();
+    assert_eq!(new_client.model(Some("tree"), None).unwrap().sha256, second);
+    assert!(new_client.model(None, None).is_err(), "two names: which is meant?");
+
+    let ask = |client: &Verified, model: &OfferedModel| {
+        let (sealed, reply) = client.seal("POST", &format!("{}/infer", model.path()), request(&ROW)).unwrap();
+        let (status, body) = reply.open(&inference.infer(&sealed).unwrap()).unwrap();
+        (status, serde_json::from_slice::<Value>(&body).unwrap())
+    };
+    let old = old_client.model(None, None).unwrap();
+    for (client, model) in [(&old_client, old), (&new_client, new_client.model(Some("tree"), None).unwrap())]
+    {
+        let (status, answer) = ask(client, model);
+        assert_eq!((status, &answer["model_version"]), (200, &json!(model.version())), "{answer}");
+    }
+    // A bad file replaces nothing.
+    let bad = inference.load("tree", &MODEL[..100]);
+    assert!(matches!(bad, Err(CallError::Method(ServiceError::Model { .. }))), "{bad:?}");
+    assert_eq!(inference.offer().unwrap(), after);
+
+    inference.unload("tree", first).unwrap();
+    let gone = inference.unload("tree", first);
+    assert!(matches!(gone, Err(CallError::Method(ServiceError::UnknownModel))), "{gone:?}");
+    let (status, answer) = ask(&old_client, old);
+    assert_eq!(status, 404, "never another version: {answer}");
+    assert_eq!(inference.offer().unwrap().models, after.models[1..]);
+}
+
+#[test]
+fn keys_overlap_and_expire() {
+    let service = Service::start();
+    let inference = service.enclave.connect::<InferenceClient<_>>().unwrap();
+    for (key_lifetime, smallest_bucket) in
+        [(Some(0), None), (Some(86_401), None), (None, Some(1023)), (None, Some(1 << 40))]
+    {
+        let refused = inference.configure(Settings { key_lifetime, smallest_bucket });
+        assert!(matches!(refused, Err(CallError::Method(ServiceError::Setting { .. }))), "{refused:?}");
+    }
+    inference.configure(Settings { key_lifetime: Some(6), smallest_bucket: Some(5000) }).unwrap();
+    inference.load("tree", MODEL).unwrap();
+    let ask = |client: &Verified| {
+        let (sealed, reply) = client.seal("GET", "/v2/models/tree", Vec::new()).unwrap();
+        inference.infer(&sealed).map(|answer| (answer.len(), reply.open(&answer).unwrap().0))
+    };
+    let first = inference.offer().unwrap();
+    let early = service.verify(&first, &service.policy()).unwrap();
+    assert_eq!(ask(&early).unwrap(), (8192 + 32, 200), "the bucket is the configured one");
+
+    let second = inference.rotate().unwrap();
+    assert_ne!(first.key_config[0], second.key_config[0]);
+    assert_eq!(inference.offer().unwrap(), second);
+    let late = service.verify(&second, &service.policy()).unwrap();
+    assert_eq!(ask(&early).unwrap().1, 200, "the old key goes on");
+    assert_eq!(ask(&late).unwrap().1, 200);
+    let keys = inference.status().unwrap().keys;
+    let counted: Vec<_> = keys.iter().map(|k| (k.id, k.requests)).collect();
+    assert_eq!(counted, [(second.key_config[0], 1), (first.key_config[0], 2)]);
+
+    // Half of its lifetime later the next key is offered, and after all of it the old ones answer nobody.
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let third = inference.offer().unwrap();
+    assert_ne!(third.key_config, second.key_config);
+    assert!(third.not_after > second.not_after);
+    assert_eq!(ask(&late).unwrap().1, 200, "its time is not over yet");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    for client in [&early, &late] {
+        let refused = ask(client);
+        assert!(matches!(refused, Err(CallError::Method(ServiceError::UnknownKey))), "{refused:?}");
+    }
 }

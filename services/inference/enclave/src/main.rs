@@ -1,104 +1,147 @@
-//! The enclave of the inference service: holds the key and the model, decrypts, runs, encrypts.
+//! The enclave of the inference service: holds keys and models, decrypts, runs, encrypts.
 //!
 //! Everything that comes in is from the host or from any client at all: lengths are checked before memory is asked for, and
 //! whatever is wrong with a decrypted request is said inside the encrypted reply.
 #![forbid(unsafe_code)]
 
+mod keys;
+mod models;
 mod protocol;
+mod release;
+mod tls;
 
-use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
-use enclos_enclave::{ServeError, attest, serve};
-use enclos_inference::{Inference, InferenceServer, Loaded, Offer, ServiceError, report_data};
-use enclos_inference_engine::load;
-use ohttp::hpke::{Aead, Kdf, Kem};
-use ohttp::{KeyConfig, Server, SymmetricSuite};
-use sha2::{Digest as _, Sha256};
+use enclos_enclave::{ServeError, Server, attest};
+use enclos_inference::{
+    Inference, InferenceServer, Loaded, Offer, SMALLEST_BUCKET, ServiceError, Settings, Status, padded,
+    report_data,
+};
 
-use crate::protocol::Model;
+use crate::keys::{Keys, LIFETIME, cryptography};
+use crate::models::Models;
+use crate::release::Releases;
 
-/// Requests that a key is for. The hash of each is remembered while the key is: 8 MiB.
-const REQUESTS_PER_KEY: usize = 1 << 18;
+/// Calls that can be inside at once. Of the threads that the manifest grants, the rest is for the program's own.
+const CALLS: usize = 8;
+/// Stack of each in bytes.
+const STACK: usize = 1 << 20;
 
-#[derive(Default)]
 struct Service {
-    model: Mutex<Option<Arc<Model>>>,
-    key: Mutex<Option<Arc<Key>>>,
+    models: Models,
+    keys: Keys,
+    releases: Releases,
+    /// The last one. Locked while another is made, so that one is made at a time; requests do not wait for that.
+    offer: Mutex<Option<Offer>>,
+    key_lifetime: AtomicU64,
+    smallest_bucket: AtomicUsize,
+    is_listening: AtomicBool,
 }
 
-/// A key of this enclave's, and what was decrypted with it.
-struct Key {
-    server: Server,
-    offer: Offer,
-    /// SHA-256 of the requests answered: replays are refused (RFC 9458, section 6.5).
-    seen: Mutex<HashSet<[u8; 32]>>,
-}
+/// What the host calls.
+struct Calls(Arc<Service>);
 
-impl Key {
-    fn is_used_up(&self) -> bool {
-        lock(&self.seen).len() >= REQUESTS_PER_KEY
-    }
-
-    fn make(id: u8, model: &[u8; 32]) -> Result<Self, ServiceError> {
-        let suite = |aead| SymmetricSuite::new(Kdf::HkdfSha256, aead);
-        let suites = vec![suite(Aead::Aes128Gcm), suite(Aead::ChaCha20Poly1305)];
-        let config = KeyConfig::new(id, Kem::X25519Sha256, suites).map_err(cryptography)?;
-        let server = Server::new(config).map_err(cryptography)?;
-        let key_config = server.config().encode().map_err(cryptography)?;
-        let evidence = attest(&report_data(&key_config, model));
-        let evidence = evidence.map_err(|e| ServiceError::Evidence { reason: e.to_string() })?.into_quote();
-        let offer = Offer { key_config, model: *model, evidence };
-        Ok(Self { server, offer, seen: Mutex::default() })
-    }
-}
-
-impl Inference for Service {
-    fn load(&self, name: &str, model: &[u8]) -> Result<Loaded, ServiceError> {
-        let mut slot = lock(&self.model);
-        if slot.is_some() {
-            return Err(ServiceError::AlreadyLoaded);
+impl Service {
+    /// The last offer while it is true, otherwise another.
+    fn current_offer(&self, another_key: bool) -> Result<Offer, ServiceError> {
+        let mut last = lock(&self.offer);
+        let models = self.models.offered();
+        if models.is_empty() {
+            return Err(ServiceError::NoModel);
         }
-        let engine = load(model).map_err(|e| ServiceError::Model { reason: e.to_string() })?;
-        let hash = Sha256::digest(model).into();
-        let loaded = Loaded { model: hash, engine: engine.name().to_owned() };
-        *slot = Some(Arc::new(Model { name: name.to_owned(), hash, engine }));
-        Ok(loaded)
+        let now = now();
+        let in_use = self.keys.offered(now).filter(|_| !another_key);
+        if let (Some(key), Some(last)) = (&in_use, &*last)
+            && (&last.key_config, &last.models) == (&key.config, &models)
+        {
+            return Ok(last.clone());
+        }
+        let key = match &in_use {
+            Some(key) => key.clone(),
+            None => Arc::new(self.keys.make(now, self.key_lifetime.load(Ordering::Relaxed))?),
+        };
+        let evidence = attest(&report_data(&key.config, &models));
+        let evidence = evidence.map_err(|e| ServiceError::Evidence { reason: e.to_string() })?.into_quote();
+        let offer = Offer { key_config: key.config.clone(), models, evidence, not_after: key.not_after };
+        if in_use.is_none() {
+            self.keys.admit(key, now);
+        }
+        *last = Some(offer.clone());
+        Ok(offer)
+    }
+}
+
+impl Inference for Calls {
+    fn configure(&self, settings: Settings) -> Result<(), ServiceError> {
+        let Settings { key_lifetime, smallest_bucket } = settings;
+        if key_lifetime.is_some_and(|seconds| !(2..=LIFETIME).contains(&seconds)) {
+            return Err(ServiceError::Setting { reason: format!("keys live for 2 to {LIFETIME} seconds") });
+        }
+        if smallest_bucket.is_some_and(|bytes| bytes < SMALLEST_BUCKET as u64 || bytes > 1 << 24) {
+            return Err(ServiceError::Setting {
+                reason: format!("the smallest bucket is of {SMALLEST_BUCKET} to {} bytes", 1 << 24),
+            });
+        }
+        if let Some(seconds) = key_lifetime {
+            self.0.key_lifetime.store(seconds, Ordering::Relaxed);
+        }
+        if let Some(bytes) = smallest_bucket {
+            self.0.smallest_bucket.store(bytes as usize, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn load(&self, name: &str, model: &[u8]) -> Result<Loaded, ServiceError> {
+        self.0.models.serve(name, model)
+    }
+
+    fn key_request(&self, key_id: &str, nonce: &[u8]) -> Result<Vec<u8>, ServiceError> {
+        self.0.releases.request(key_id, nonce)
+    }
+
+    fn load_encrypted(&self, name: &str, jwe: &[u8], release: &[u8]) -> Result<Loaded, ServiceError> {
+        let model = self.0.releases.decrypt(jwe, release)?;
+        self.0.models.serve(name, &model)
+    }
+
+    fn unload(&self, name: &str, sha256: [u8; 32]) -> Result<(), ServiceError> {
+        self.0.models.unload(name, &sha256)
     }
 
     fn offer(&self) -> Result<Offer, ServiceError> {
-        let model = lock(&self.model).clone().ok_or(ServiceError::NoModel)?;
-        let mut slot = lock(&self.key);
-        let id = match &*slot {
-            Some(key) if !key.is_used_up() => return Ok(key.offer.clone()),
-            Some(key) => key.offer.key_config[0].wrapping_add(1),
-            None => 0,
-        };
-        let key = slot.insert(Arc::new(Key::make(id, &model.hash)?));
-        Ok(key.offer.clone())
+        self.0.current_offer(false)
+    }
+
+    fn rotate(&self) -> Result<Offer, ServiceError> {
+        self.0.current_offer(true)
     }
 
     fn infer(&self, request: &[u8]) -> Result<Vec<u8>, ServiceError> {
-        let model = lock(&self.model).clone().ok_or(ServiceError::NoModel)?;
-        // Nobody can have encrypted for a key that was not offered.
-        let key = lock(&self.key).clone().ok_or(ServiceError::Undecryptable)?;
-        let (plain, reply) = key.server.decapsulate(request).map_err(|_| ServiceError::Undecryptable)?;
-        {
-            let mut seen = lock(&key.seen);
-            if seen.len() >= REQUESTS_PER_KEY {
-                return Err(ServiceError::KeyUsedUp);
-            }
-            // Only what decrypts is remembered, so nobody but clients can fill this up.
-            if !seen.insert(Sha256::digest(request).into()) {
-                return Err(ServiceError::Replayed);
-            }
+        let (plain, reply) = self.0.keys.open(request, now())?;
+        let answer = protocol::answer(&self.0.models, &plain);
+        let bucket = self.0.smallest_bucket.load(Ordering::Relaxed);
+        reply.encapsulate(&padded(answer, bucket)).map_err(cryptography)
+    }
+
+    fn listen(&self, address: &str) -> Result<String, ServiceError> {
+        if self.0.is_listening.swap(true, Ordering::SeqCst) {
+            return Err(ServiceError::Listen { reason: "it listens already".into() });
         }
-        reply.encapsulate(&protocol::answer(&model, &plain)).map_err(cryptography)
+        let bound = tls::serve(self.0.clone(), address);
+        self.0.is_listening.store(bound.is_ok(), Ordering::SeqCst);
+        bound.map(|address| address.to_string())
+    }
+
+    fn status(&self) -> Status {
+        Status { threads: CALLS as u32, models: self.0.models.offered(), keys: self.0.keys.status(now()) }
     }
 }
 
-fn cryptography(e: ohttp::Error) -> ServiceError {
-    ServiceError::Cryptography { reason: e.to_string() }
+/// Seconds since 1970, as the host alleges.
+fn now() -> u64 {
+    enclos_enclave::time().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// What a panicking call left behind is whole: every change under these locks is one step.
@@ -108,5 +151,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn main() -> Result<(), ServeError> {
     ohttp::init();
-    serve(InferenceServer::new(Service::default()))
+    let service = Service {
+        models: Models::default(),
+        keys: Keys::default(),
+        releases: Releases::default(),
+        offer: Mutex::default(),
+        key_lifetime: AtomicU64::new(LIFETIME),
+        smallest_bucket: AtomicUsize::new(SMALLEST_BUCKET),
+        is_listening: AtomicBool::new(false),
+    };
+    Server::new()
+        .contract(InferenceServer::new(Calls(Arc::new(service))))
+        .threads(CALLS)
+        .stack_size(STACK)
+        .run()
 }

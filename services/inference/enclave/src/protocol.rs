@@ -1,28 +1,22 @@
-//! The Open Inference Protocol, version 2, of one model, as binary HTTP: JSON in, JSON out. Nothing leaves in plain text.
+//! The Open Inference Protocol, version 2, as binary HTTP: JSON in, JSON out. Nothing leaves in plain text.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bhttp::{Message, Mode, StatusCode};
-use enclos_inference::padded;
-use enclos_inference_engine::{Data, DataType, Engine, Port, Tensor};
+use enclos_inference_engine::{Data, DataType, Port, Tensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The model served.
-pub(crate) struct Model {
-    pub(crate) name: String,
-    pub(crate) hash: [u8; 32],
-    pub(crate) engine: Box<dyn Engine>,
-}
+use crate::models::{Model, Models};
 
 /// What a request comes to: HTTP status and JSON.
 type Answer = Result<Value, (u16, String)>;
 
 /// The answer to a decrypted request: binary HTTP, always.
-pub(crate) fn answer(model: &Model, request: &[u8]) -> Vec<u8> {
+pub(crate) fn answer(models: &Models, request: &[u8]) -> Vec<u8> {
     // An engine that panics fails one request, not the service.
-    let outcome = catch_unwind(AssertUnwindSafe(|| route(model, request)))
+    let outcome = catch_unwind(AssertUnwindSafe(|| route(models, request)))
         .unwrap_or_else(|_| Err((500, "the engine failed at this request".into())));
     let (status, body) = match outcome {
         Ok(body) => (200, body),
@@ -30,35 +24,56 @@ pub(crate) fn answer(model: &Model, request: &[u8]) -> Vec<u8> {
     };
     let mut message = Message::response(StatusCode::try_from(status).unwrap_or(StatusCode::OK));
     message.put_header("content-type", "application/json");
-    message.write_content(padded(body.to_string().into_bytes()));
+    message.write_content(body.to_string());
     let mut out = Vec::new();
     // Writing into memory does not fail; an empty reply would say so.
     let _ = message.write_bhttp(Mode::KnownLength, &mut out);
     out
 }
 
-fn route(model: &Model, request: &[u8]) -> Answer {
+fn route(models: &Models, request: &[u8]) -> Answer {
     let message = Message::read_bhttp(&mut Cursor::new(request)).map_err(|e| (400, e.to_string()))?;
     let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
     let (method, path) = (text(message.control().method()), text(message.control().path()));
-    let of_model = path.strip_prefix("/v2/models/").map(|rest| rest.split_once('/').unwrap_or((rest, "")));
-    match (&*method, &*path, of_model) {
-        ("GET", "/v2", _) => Ok(json!({
+    match (&*method, &*path) {
+        ("GET", "/v2") => Ok(json!({
             "name": "enclos", "version": env!("CARGO_PKG_VERSION"), "extensions": [],
         })),
-        ("GET", "/v2/health/live", _) => Ok(json!({ "live": true })),
-        ("GET", "/v2/health/ready", _) => Ok(json!({ "ready": true })),
-        (_, _, Some((name, _))) if name != model.name => {
-            Err((404, format!("there is no model {name:?}; there is {:?}", model.name)))
-        }
-        ("GET", _, Some((_, ""))) => Ok(metadata(model)),
-        ("GET", _, Some((_, "ready"))) => Ok(json!({ "name": model.name, "ready": true })),
-        ("POST", _, Some((_, "infer"))) => infer(model, message.content()),
-        _ => Err((404, format!("{method} {path} is nothing that is served"))),
+        ("GET", "/v2/health/live") => Ok(json!({ "live": true })),
+        ("GET", "/v2/health/ready") => Ok(json!({ "ready": !models.offered().is_empty() })),
+        (method, path) => match path.strip_prefix("/v2/models/") {
+            Some(rest) => of_model(models, method, rest, message.content()),
+            None => Err((404, format!("{method} {path} is nothing that is served"))),
+        },
     }
 }
 
-fn metadata(model: &Model) -> Value {
+/// Below `/v2/models/`: a name, perhaps a version, and what is asked of it.
+fn of_model(models: &Models, method: &str, path: &str, content: &[u8]) -> Answer {
+    let (name, rest) = path.split_once('/').unwrap_or((path, ""));
+    let (version, asked) = match rest.strip_prefix("versions/") {
+        Some(rest) => {
+            let (version, asked) = rest.split_once('/').unwrap_or((rest, ""));
+            (Some(version), asked)
+        }
+        None => (None, rest),
+    };
+    let Some(model) = models.find(name, version) else {
+        let error = match version {
+            Some(version) => format!("there is no version {version:?} of a model {name:?}"),
+            None => format!("there is no model {name:?}"),
+        };
+        return Err((404, format!("{error}; there are {:?}", models.offered())));
+    };
+    match (method, asked) {
+        ("GET", "") => Ok(metadata(&model, &models.versions(name))),
+        ("GET", "ready") => Ok(json!({ "name": model.name, "ready": true })),
+        ("POST", "infer") => infer(&model, content),
+        _ => Err((404, format!("{method} {asked:?} is nothing that models are asked"))),
+    }
+}
+
+fn metadata(model: &Model, versions: &[String]) -> Value {
     let describe = |port: &Port| {
         let shape: Vec<i64> = port.shape.iter().flatten().map(|d| d.map_or(-1, |d| d as i64)).collect();
         json!({ "name": port.name, "datatype": port.data_type.to_string(), "shape": shape })
@@ -66,16 +81,11 @@ fn metadata(model: &Model) -> Value {
     let all = |ports: &[Port]| ports.iter().map(describe).collect::<Vec<_>>();
     json!({
         "name": model.name,
-        "versions": [version(model)],
+        "versions": versions,
         "platform": "onnx",
         "inputs": all(model.engine.inputs()),
         "outputs": all(model.engine.outputs()),
     })
-}
-
-/// A model's version is its hash: the one that the evidence vouches for.
-fn version(model: &Model) -> String {
-    model.hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[derive(Deserialize)]
@@ -123,7 +133,7 @@ fn infer(model: &Model, body: &[u8]) -> Answer {
         json!({ "name": port.name, "shape": tensor.shape(), "datatype": datatype, "data": data })
     });
     let outputs: Vec<Value> = outputs.collect();
-    let mut answer = json!({ "model_name": model.name, "model_version": version(model), "outputs": outputs });
+    let mut answer = json!({ "model_name": model.name, "model_version": model.version, "outputs": outputs });
     if let Some(id) = request.id {
         answer["id"] = json!(id);
     }
