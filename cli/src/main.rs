@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    aesm, attestation_service, bench, build, connect, doctor, image, infer, inference, inspect, keygen, new,
-    pccs, quote, run, sign, verify,
+    aesm, attestation_service, bench, build, connect, doctor, image, infer, inference, inference_proxy,
+    inspect, keygen, new, pccs, quote, run, sign, verify,
 };
 use crate::ui::Ui;
 
@@ -29,7 +29,7 @@ Exit codes:
   1    it failed; standard error names cause and cure
   2    wrong usage
   3    `doctor`: nothing here can run an enclave
-  4    `verify`, `connect`, `infer`: the evidence is refused
+  4    `verify`, `connect`, `infer`, `inference-proxy`: the evidence is refused
   70   `run`: the enclave ended by a fault
   Otherwise `run` ends with the exit code of the program it ran.
 
@@ -86,6 +86,8 @@ enum Command {
     Inference(inference::Args),
     /// Verify an inference service, then ask it, encrypted
     Infer(infer::Args),
+    /// Speak the plain Open Inference Protocol on this machine; verify and encrypt underneath
+    InferenceProxy(inference_proxy::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
     Bench(bench::Args),
     /// Serve Azure Attestation's REST interface over local appraisal
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
         Command::Connect(args) => connect::run(&args, ui(args.json)),
         Command::Inference(args) => inference::run(&args, ui(args.json)),
         Command::Infer(args) => infer::run(&args, ui(args.json)),
+        Command::InferenceProxy(args) => inference_proxy::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
         Command::AttestationService(args) => attestation_service::run(&args, ui(args.json)),
     };

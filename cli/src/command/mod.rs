@@ -18,8 +18,10 @@ pub(crate) mod infer;
 pub(crate) mod infer;
 #[cfg(feature = "inference")]
 pub(crate) mod inference;
+#[cfg(feature = "inference")]
+pub(crate) mod inference_proxy;
 #[cfg(not(feature = "inference"))]
-pub(crate) use infer as inference;
+pub(crate) use {infer as inference, infer as inference_proxy};
 pub(crate) mod inspect;
 pub(crate) mod keygen;
 pub(crate) mod new;
@@ -108,6 +110,9 @@ pub(crate) enum Error {
     #[cfg(feature = "inference")]
     #[error("the inference service cannot serve")]
     Inference(#[from] enclos_inference_host::ServeError),
+    #[cfg(feature = "inference")]
+    #[error(transparent)]
+    Proxy(#[from] enclos_inference_proxy::ProxyError),
     #[error("cannot start {program}: {source}; is it installed and in PATH?")]
     Spawn { program: String, source: io::Error },
     #[error("{what} failed; the messages above say why")]

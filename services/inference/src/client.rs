@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bhttp::{Message, Mode};
 use enclos_verifier::{
-    AnyCollateral, Bytes, Collateral, CollateralMismatch, Evidence, Policy, PolicyError, Time, Verdict,
-    appraise,
+    AnyCollateral, Bytes, Collateral, CollateralMismatch, Evidence, Identity, Policy, PolicyError, Time,
+    Verdict, appraise,
 };
 use ohttp::{ClientRequest, ClientResponse};
 
@@ -240,6 +240,14 @@ impl Verified {
     /// Why the server was accepted, and whether it is emulated.
     pub fn verdict(&self) -> &Verdict {
         &self.verdict
+    }
+
+    /// The measurement of the enclave, if it is one of SGX.
+    pub fn mr_enclave(&self) -> Option<String> {
+        match &self.verdict.appraisal.identity {
+            Some(Identity::Sgx { mr_enclave, .. }) => Some(mr_enclave.to_string()),
+            _ => None,
+        }
     }
 
     /// The models that the evidence vouches for; of a name, the newest last.
