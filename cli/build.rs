@@ -13,8 +13,13 @@ use std::{env, fs};
 const SDK: [&str; 5] = ["interface", "interface/macros", "platform", "host", "trusted/enclave"];
 
 /// Crates of the inference service's enclave, besides those of the SDK.
-const INFERENCE: [&str; 4] =
-    ["verifier", "services/inference", "services/inference/engine", "services/inference/enclave"];
+const INFERENCE: [&str; 5] = [
+    "verifier",
+    "verifier/tls",
+    "services/inference",
+    "services/inference/engine",
+    "services/inference/enclave",
+];
 
 /// Sections of the workspace's `Cargo.toml` that the crates inherit from.
 const INHERITED: [&str; 4] =

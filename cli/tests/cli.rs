@@ -115,6 +115,16 @@ fn a_build_without_the_attestation_service_says_how_to_get_it() {
     assert!(ok(enclos(folder.path()).args(["attestation-service", "--help"])).contains("--features"));
 }
 
+#[cfg(not(feature = "inference"))]
+#[test]
+fn a_build_without_the_inference_service_says_how_to_get_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["inference", "infer"] {
+        let said = fails(enclos(folder.path()).args([command, "--model", "m.onnx"]), 2);
+        assert!(said.contains("--features inference"), "{said}");
+    }
+}
+
 #[cfg(feature = "attestation-service")]
 #[test]
 fn the_attestation_service_checks_serves_and_stops() {

@@ -92,8 +92,9 @@ pub(crate) const STEPS: &[Step] = &[
 
 fn workspace(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     run(c.cargo(&c.root).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
-    let service = ["--package", "enclos-cli", "--test", "cli", "--features", "attestation-service"];
-    run(c.cargo(&c.root).arg("test").args(service), tally).map(drop)
+    let with_services =
+        ["--test", "cli", "--test", "inference", "--features", "attestation-service,inference"];
+    run(c.cargo(&c.root).args(["test", "--package", "enclos-cli"]).args(with_services), tally).map(drop)
 }
 
 /// Packages whose tests start enclaves.

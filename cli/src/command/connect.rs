@@ -134,7 +134,8 @@ fn failed(args: &Args, what: &str, cause: &io::Error) -> Error {
     Error::Peer(format!("{what}: {}: {cause}", args.address))
 }
 
-fn refused(refusal: &Refusal, ui: Ui) -> ExitCode {
+/// Says why a server is refused.
+pub(super) fn refused(refusal: &Refusal, ui: Ui) -> ExitCode {
     let verdict = match refusal {
         Refusal::Policy(verdict) => Some(verdict),
         _ => None,

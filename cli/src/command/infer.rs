@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use enclos_inference::client::attested_tls::Connection;
 use enclos_inference::client::{ClientError, Verified};
 use enclos_inference::{OFFER_PATH, Offer, OfferedModel};
 use enclos_verifier::{Collateral, Hex, Time};
 use serde_json::{Value, json};
 
-use super::{Error, Outcome, read, say_json, verify};
+use super::{Error, Outcome, connect, read, say_json, verify};
 use crate::ui::{BAD, LABEL, Ui, say};
 
 /// The server is refused.
@@ -25,6 +26,7 @@ Examples:
   enclos infer --server http://127.0.0.1:8090 --policy p.toml --collateral c.json        what it is and serves
   enclos infer --server … --policy p.toml --collateral c.json --input row.json
   enclos infer --server … --policy p.toml --collateral c.json --model-sha256 9f86… --input - --json < request.json
+  enclos infer --server attested-tls://127.0.0.1:8443 --policy p.toml --collateral c.json --input row.json
 
 Verification comes first: nothing is sent to a server whose evidence the policy does not accept, and what is sent is encrypted
 for the key that the evidence vouches for. With --model-sha256 it is also certain which model answers; without, the server's
@@ -43,7 +45,7 @@ Exit codes:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Where the service is, such as http://127.0.0.1:8090
+    /// Where the service is: http://127.0.0.1:8090, or attested-tls://127.0.0.1:8443 for TLS that ends in the enclave
     #[arg(long, value_name = "URL")]
     server: String,
     /// The policy, TOML (or JSON, if it is called *.json); default: the strictest
@@ -71,12 +73,29 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let collateral = Collateral::from_json(&read(&args.collateral)?)
         .map_err(|e| Error::Peer(format!("{} is not usable: {e}", args.collateral.display())))?;
     let input = args.input.as_deref().map(input).transpose()?;
-    let server = Server::at(&args.server);
-
     let waiting = ui.wait("asking for evidence");
-    let offer = Offer::from_json(&server.get(OFFER_PATH)?)
-        .map_err(|e| Error::Peer(format!("{}{OFFER_PATH}: {e}", server.url)))?;
+    let (mut way, offer) = match args.server.strip_prefix("attested-tls://") {
+        None => {
+            let server = Server::at(&args.server);
+            let offer = server.get(OFFER_PATH)?;
+            (Way::Encapsulated(server), offer)
+        }
+        Some(address) => match Connection::open(address.trim_end_matches('/'), &policy, &collateral) {
+            Ok(mut connection) => {
+                let (_, offer) = connection.ask("GET", OFFER_PATH, Vec::new()).map_err(peer)?;
+                (Way::AttestedTls(Box::new(connection)), offer)
+            }
+            Err(e) => {
+                drop(waiting);
+                return match e.refusal() {
+                    Some(refusal) => Ok(connect::refused(refusal, ui)),
+                    None => Err(Error::Peer(format!("{}: {e}", args.server))),
+                };
+            }
+        },
+    };
     drop(waiting);
+    let offer = Offer::from_json(&offer).map_err(|e| Error::Peer(format!("{}: {e}", args.server)))?;
     let verified = match Verified::verify(&offer, &policy, &collateral, Time::now()) {
         Ok(verified) => verified,
         Err(error) => return Ok(refused(&error, &offer, ui)),
@@ -92,18 +111,13 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         say!("\n{LABEL}model{LABEL:#} {}, SHA-256 {}, {how}", model.name, model.version());
     }
 
-    let metadata = server.ask(&verified, "GET", &model.path(), Vec::new())?;
+    let metadata = way.ask(&verified, "GET", &model.path(), Vec::new())?;
     let answer = match input {
         None => metadata,
         Some(input) => {
             let request = request(input, &metadata, &model)?;
             let _waiting = ui.wait("waiting for the answer");
-            server.ask(
-                &verified,
-                "POST",
-                &format!("{}/infer", model.path()),
-                request.to_string().into_bytes(),
-            )?
+            way.ask(&verified, "POST", &format!("{}/infer", model.path()), request.to_string().into_bytes())?
         }
     };
     match ui.json() {
@@ -176,6 +190,34 @@ fn shape(data: &Value) -> Vec<usize> {
     shape
 }
 
+/// How requests come to the enclave.
+enum Way {
+    Encapsulated(Server),
+    AttestedTls(Box<Connection>),
+}
+
+impl Way {
+    fn ask(&mut self, verified: &Verified, method: &str, path: &str, json: Vec<u8>) -> Result<Value, Error> {
+        let (status, body) = match self {
+            Self::Encapsulated(server) => server.ask(verified, method, path, json)?,
+            Self::AttestedTls(connection) => connection.ask(method, path, json).map_err(peer)?,
+        };
+        let answer: Value = serde_json::from_slice(&body)
+            .map_err(|e| Error::Peer(format!("the enclave's answer is not JSON: {e}")))?;
+        match status {
+            200 => Ok(answer),
+            _ => {
+                let said = answer["error"].as_str().map_or_else(|| answer.to_string(), str::to_owned);
+                Err(Error::Peer(format!("the enclave answers {status}: {said}")))
+            }
+        }
+    }
+}
+
+fn peer(error: impl std::fmt::Display) -> Error {
+    Error::Peer(error.to_string())
+}
+
 /// The host: relays, and is believed in nothing.
 struct Server {
     url: String,
@@ -193,23 +235,18 @@ impl Server {
         Self::body(&url, self.agent.get(&url).call())
     }
 
-    /// One encrypted request.
-    fn ask(&self, verified: &Verified, method: &str, path: &str, json: Vec<u8>) -> Result<Value, Error> {
-        let peer = |e: ClientError| Error::Peer(e.to_string());
+    /// One encrypted request: what the enclave answers.
+    fn ask(
+        &self,
+        verified: &Verified,
+        method: &str,
+        path: &str,
+        json: Vec<u8>,
+    ) -> Result<(u16, Vec<u8>), Error> {
         let (sealed, reply) = verified.seal(method, path, json).map_err(peer)?;
         let url = format!("{}/.well-known/ohttp-gateway", self.url);
         let request = self.agent.post(&url).header("content-type", "message/ohttp-req");
-        let sealed = Self::body(&url, request.send(&sealed))?;
-        let (status, body) = reply.open(&sealed).map_err(peer)?;
-        let answer: Value = serde_json::from_slice(&body)
-            .map_err(|e| Error::Peer(format!("the enclave's answer is not JSON: {e}")))?;
-        match status {
-            200 => Ok(answer),
-            _ => {
-                let said = answer["error"].as_str().map_or_else(|| answer.to_string(), str::to_owned);
-                Err(Error::Peer(format!("the enclave answers {status}: {said}")))
-            }
-        }
+        reply.open(&Self::body(&url, request.send(&sealed))?).map_err(peer)
     }
 
     fn body(

@@ -54,6 +54,10 @@ pub(crate) struct Args {
     /// Address and port; port 0: any that is free
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8090")]
     listen: SocketAddr,
+    /// Also serve attested TLS, which ends inside the enclave: 127.0.0.1:8443, 0.0.0.0:8443, [::]:8443 or, for any port,
+    /// 127.0.0.1:0
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    attested_tls: Option<String>,
     /// The enclave: an image, or the project it is built from; default: built from what this command carries
     #[arg(long, value_name = "IMAGE")]
     enclave: Option<PathBuf>,
@@ -165,6 +169,7 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         if ui.json() {
             let mut said = identity.clone();
             said["url"] = json!(url);
+            said["attested_tls"] = json!(server.service().attested_tls());
             say_json(&said);
         }
         ui.status("listening", url);
@@ -184,6 +189,7 @@ fn config(args: &Args) -> Config {
         watch: args.watch,
         versions: args.versions,
         settings: Settings { key_lifetime: args.key_lifetime, smallest_bucket: args.bucket },
+        attested_tls: args.attested_tls.clone(),
         limits,
     }
 }
@@ -191,6 +197,7 @@ fn config(args: &Args) -> Config {
 fn tell(event: &Event, ui: Ui) {
     match event {
         Event::Loaded { .. } => ui.status("serving", event),
+        Event::Listening { .. } => ui.status("listening", event),
         Event::Unloaded { .. } => ui.status("unloaded", event),
         Event::Restarted => ui.status("restarted", event),
         _ => ui.warn(event),
@@ -219,4 +226,33 @@ fn write_policy(folder: &Path, mrenclave: &[u8; 32], quoting: Option<&EmulatedQu
     }
     policy += &format!("[[identity]]\nkind = \"sgx\"\nmr_enclave = \"{}\"\n", hex(mrenclave));
     write(&folder.join("policy.toml"), policy.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_project_that_is_carried_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        embedded::write_all(folder.path(), embedded::project(embedded::INFERENCE, &[])).unwrap();
+        embedded::write_all(folder.path(), [("Cargo.lock".to_owned(), embedded::LOCK.to_owned())]).unwrap();
+        embedded::unpack_sdk(folder.path()).unwrap();
+        // Every crate that it depends on by path is there, with all that it inherits.
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        cargo.args(["tree", "--offline", "--package", "enclos-inference-enclave"]).current_dir(folder.path());
+        let told = cargo.output().unwrap();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        let config = enclos_pack::Config::load(&folder.path().join("enclos.toml")).unwrap();
+        assert_eq!(config.name.as_str(), "inference");
+    }
+
+    #[test]
+    fn models_have_names() {
+        let parse = |text: &str| text.parse::<NamedModel>().map(|m| (m.0.name, m.0.path));
+        assert_eq!(parse("a/digits.v2.onnx"), Ok(("digits.v2".into(), "a/digits.v2.onnx".into())));
+        assert_eq!(parse("digits=a/v2.onnx"), Ok(("digits".into(), "a/v2.onnx".into())));
+        assert_eq!(parse("a/b=c.onnx"), Ok(("b=c".into(), "a/b=c.onnx".into())));
+        assert!(parse("..").is_err());
+    }
 }

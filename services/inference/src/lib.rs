@@ -6,7 +6,9 @@
 //! and times. Inside is the Open Inference Protocol, version 2.
 #![forbid(unsafe_code)]
 
+// Not below src: all that is there counts towards the contract's hash, and so towards the enclave's measurement.
 #[cfg(feature = "client")]
+#[path = "../client/mod.rs"]
 pub mod client;
 #[cfg(feature = "json")]
 mod document;
@@ -51,6 +53,10 @@ pub trait Inference {
     /// An encapsulated request (`message/ohttp-req`), answered by an encapsulated response (`message/ohttp-res`). What is
     /// wrong with the request inside, only the response inside says.
     fn infer(&self, request: &[u8]) -> Result<Vec<u8>, ServiceError>;
+
+    /// Serves attested TLS at this address, once: one of those that the manifest permits to listen at. Says where; port 0 is one
+    /// of the host's choice.
+    fn listen(&self, address: &str) -> Result<String, ServiceError>;
 
     /// How things are, for the host's records.
     fn status(&self) -> Status;
@@ -180,6 +186,12 @@ pub enum ServiceError {
     /// No such version is served.
     #[error("this version of the model is not served")]
     UnknownModel,
+    /// There is no attested TLS.
+    #[error("attested TLS cannot be served: {reason}; the manifest lists addresses that may be listened at")]
+    Listen {
+        /// Where, and why not.
+        reason: String,
+    },
     /// The enclave cannot attest.
     #[error("no evidence: {reason}")]
     Evidence {

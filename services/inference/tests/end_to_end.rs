@@ -1,99 +1,38 @@
 //! Model, client and enclave, with a host between them that keeps everything it handles.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+mod common;
 
-use enclos::quoting::{NoQuote, Quoting, QuotingServer, REPORT, TARGETINFO};
+use std::sync::{Arc, Mutex};
+
+use common::{MODEL, Platform, ROW, image, newer, request, sha256};
 use enclos_host::{CallError, Enclave};
 use enclos_inference::client::{ClientError, Verified};
 use enclos_inference::{InferenceClient, Offer, OfferedModel, ServiceError, Settings};
-use enclos_pack::{Config, Date, Image, SigningKey, build_application};
-use enclos_platform::emulator::Emulator;
-use enclos_platform::emulator::machine::{Machine, MachineConfig};
-use enclos_quoting::EmulatedQuoting;
-use enclos_verifier::{Collateral, Hex, Policy, Time};
+use enclos_verifier::{Hex, Policy, Time};
 use serde_json::{Value, json};
-
-/// A decision tree by `examples/digits/train.py`.
-const MODEL: &[u8] = include_bytes!("data/tree.onnx");
-/// A row of scikit-learn's digits (the first: a zero), and what the tree says of it.
-const ROW: [f32; 64] = [
-    0., 0., 5., 13., 9., 1., 0., 0., 0., 0., 13., 15., 10., 15., 5., 0., 0., 3., 15., 2., 0., 11., 8., 0.,
-    0., 4., 12., 0., 0., 8., 8., 0., 0., 5., 8., 0., 0., 9., 8., 0., 0., 4., 11., 0., 1., 12., 7., 0., 0.,
-    2., 14., 5., 10., 12., 0., 0., 0., 0., 6., 13., 10., 0., 0., 0.,
-];
-
-fn image() -> Vec<u8> {
-    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    IMAGE.get_or_init(build).clone()
-}
-
-fn build() -> Vec<u8> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("enclave");
-    let config = Config::load(&project.join("enclos.toml")).unwrap();
-    let mut image = build_application(&project, &config, &mut |_| {}).unwrap();
-    let pem = include_str!("../../../examples/vault/host/tests/data/test-only-signer.pem");
-    image.sign(&SigningKey::from_pem(pem).unwrap(), Date::from_unix(1_700_000_000)).unwrap();
-    image.to_file_bytes()
-}
-
-/// The emulated platform's quoting, in this process.
-struct InProcess(Arc<EmulatedQuoting>);
-
-impl Quoting for InProcess {
-    fn target_info(&self) -> Result<[u8; TARGETINFO], NoQuote> {
-        Ok(self.0.target_info())
-    }
-
-    fn quote(&self, report: &[u8; REPORT]) -> Result<Vec<u8>, NoQuote> {
-        self.0.quote(report).map_err(|e| NoQuote { reason: e.to_string() })
-    }
-}
 
 struct Service {
     enclave: Enclave,
-    quoting: Arc<EmulatedQuoting>,
-    collateral: Collateral,
-    _state: tempfile::TempDir,
+    platform: Arc<Platform>,
 }
 
 impl Service {
     fn start() -> Self {
-        let machine = Machine::new(&MachineConfig::with_seed([9; 32])).unwrap();
-        let state = tempfile::tempdir().unwrap();
-        let quoting = Arc::new(EmulatedQuoting::open(&machine, state.path()).unwrap());
-        let collateral = quoting.collateral(Time::now()).unwrap();
-        let enclave = Enclave::builder(image())
-            .on(Arc::new(Emulator::on(machine)))
-            .service(QuotingServer::new(InProcess(quoting.clone())))
-            .start()
-            .unwrap();
-        Self { enclave, quoting, collateral, _state: state }
+        let platform = Platform::new();
+        Self { enclave: platform.builder(image()).start().unwrap(), platform }
     }
 
-    /// Names the emulated root and the image, as a client for tests would.
     fn policy(&self) -> Policy {
-        Policy { emulated_roots: vec![self.quoting.root_key_id()], ..self.by_default() }
+        self.platform.policy(&image())
     }
 
     fn by_default(&self) -> Policy {
-        let mr_enclave = Hex(Image::parse(&image()).unwrap().mrenclave());
-        Policy::from_toml(&format!("[[identity]]\nkind = \"sgx\"\nmr_enclave = \"{mr_enclave}\"")).unwrap()
+        Policy { emulated_roots: Vec::new(), ..self.policy() }
     }
 
     fn verify(&self, offer: &Offer, policy: &Policy) -> Result<Verified, ClientError> {
-        Verified::verify(offer, policy, &self.collateral, Time::now())
+        Verified::verify(offer, policy, &self.platform.collateral, Time::now())
     }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).into()
-}
-
-fn request(row: &[f32]) -> Vec<u8> {
-    let input = json!({ "name": "X", "shape": [1, row.len()], "datatype": "FP32", "data": row });
-    json!({ "id": "the-client's-own-id", "inputs": [input] }).to_string().into_bytes()
 }
 
 #[test]
@@ -164,7 +103,7 @@ fn clients_refuse_what_the_evidence_does_not_vouch_for() {
     assert!(refused(&other_key, &service.policy()), "a key of the host's");
     let other_image = Policy::from_toml(&format!(
         "emulated_roots = [\"{}\"]\n[[identity]]\nkind = \"sgx\"\nmr_enclave = \"{}\"",
-        service.quoting.root_key_id(),
+        service.platform.quoting.root_key_id(),
         Hex([0x11; 32])
     ));
     assert!(refused(&offer, &other_image.unwrap()), "another enclave");
@@ -226,13 +165,10 @@ fn a_request_is_answered_once_and_only_unaltered() {
 fn versions_come_and_go_and_clients_get_the_one_that_they_verified() {
     let service = Service::start();
     let inference = service.enclave.connect::<InferenceClient<_>>().unwrap();
-    let mut newer = MODEL.to_vec();
-    // A field that nobody knows (number 100, a varint): another file, the same model.
-    newer.extend([0xa0, 0x06, 1]);
     let first = inference.load("tree", MODEL).unwrap().sha256;
     let before = inference.offer().unwrap();
     let old_client = service.verify(&before, &service.policy()).unwrap();
-    let second = inference.load("tree", &newer).unwrap().sha256;
+    let second = inference.load("tree", &newer(1)).unwrap().sha256;
     inference.load("other", MODEL).unwrap();
 
     let after = inference.offer().unwrap();

@@ -7,8 +7,9 @@
 mod keys;
 mod models;
 mod protocol;
+mod tls;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -33,7 +34,11 @@ struct Service {
     offer: Mutex<Option<Offer>>,
     key_lifetime: AtomicU64,
     smallest_bucket: AtomicUsize,
+    is_listening: AtomicBool,
 }
+
+/// What the host calls.
+struct Calls(Arc<Service>);
 
 impl Service {
     /// The last offer while it is true, otherwise another.
@@ -65,7 +70,7 @@ impl Service {
     }
 }
 
-impl Inference for Service {
+impl Inference for Calls {
     fn configure(&self, settings: Settings) -> Result<(), ServiceError> {
         let Settings { key_lifetime, smallest_bucket } = settings;
         if key_lifetime.is_some_and(|seconds| !(2..=LIFETIME).contains(&seconds)) {
@@ -77,39 +82,48 @@ impl Inference for Service {
             });
         }
         if let Some(seconds) = key_lifetime {
-            self.key_lifetime.store(seconds, Ordering::Relaxed);
+            self.0.key_lifetime.store(seconds, Ordering::Relaxed);
         }
         if let Some(bytes) = smallest_bucket {
-            self.smallest_bucket.store(bytes as usize, Ordering::Relaxed);
+            self.0.smallest_bucket.store(bytes as usize, Ordering::Relaxed);
         }
         Ok(())
     }
 
     fn load(&self, name: &str, model: &[u8]) -> Result<Loaded, ServiceError> {
-        self.models.serve(name, model)
+        self.0.models.serve(name, model)
     }
 
     fn unload(&self, name: &str, sha256: [u8; 32]) -> Result<(), ServiceError> {
-        self.models.unload(name, &sha256)
+        self.0.models.unload(name, &sha256)
     }
 
     fn offer(&self) -> Result<Offer, ServiceError> {
-        self.current_offer(false)
+        self.0.current_offer(false)
     }
 
     fn rotate(&self) -> Result<Offer, ServiceError> {
-        self.current_offer(true)
+        self.0.current_offer(true)
     }
 
     fn infer(&self, request: &[u8]) -> Result<Vec<u8>, ServiceError> {
-        let (plain, reply) = self.keys.open(request, now())?;
-        let answer = protocol::answer(&self.models, &plain);
-        let bucket = self.smallest_bucket.load(Ordering::Relaxed);
+        let (plain, reply) = self.0.keys.open(request, now())?;
+        let answer = protocol::answer(&self.0.models, &plain);
+        let bucket = self.0.smallest_bucket.load(Ordering::Relaxed);
         reply.encapsulate(&padded(answer, bucket)).map_err(cryptography)
     }
 
+    fn listen(&self, address: &str) -> Result<String, ServiceError> {
+        if self.0.is_listening.swap(true, Ordering::SeqCst) {
+            return Err(ServiceError::Listen { reason: "it listens already".into() });
+        }
+        let bound = tls::serve(self.0.clone(), address);
+        self.0.is_listening.store(bound.is_ok(), Ordering::SeqCst);
+        bound.map(|address| address.to_string())
+    }
+
     fn status(&self) -> Status {
-        Status { threads: CALLS as u32, models: self.models.offered(), keys: self.keys.status(now()) }
+        Status { threads: CALLS as u32, models: self.0.models.offered(), keys: self.0.keys.status(now()) }
     }
 }
 
@@ -131,6 +145,11 @@ fn main() -> Result<(), ServeError> {
         offer: Mutex::default(),
         key_lifetime: AtomicU64::new(LIFETIME),
         smallest_bucket: AtomicUsize::new(SMALLEST_BUCKET),
+        is_listening: AtomicBool::new(false),
     };
-    Server::new().contract(InferenceServer::new(service)).threads(CALLS).stack_size(STACK).run()
+    Server::new()
+        .contract(InferenceServer::new(Calls(Arc::new(service))))
+        .threads(CALLS)
+        .stack_size(STACK)
+        .run()
 }

@@ -39,6 +39,7 @@ const REQUEST: &str = "message/ohttp-req";
 const RESPONSE: &str = "message/ohttp-res";
 /// The problem that tells clients to get another key configuration (RFC 9458, section 5.3).
 const KEY_PROBLEM: &str = "https://iana.org/assignments/http-problem-types#ohttp-key";
+const KIB: usize = 1024;
 /// How long a client may take for the head of a request.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// How long open connections may finish their requests when the service is told to stop.
@@ -56,6 +57,8 @@ struct Shared {
     limits: Limits,
     inside: Arc<Semaphore>,
     parallel: usize,
+    /// Memory for bodies, a permit a KiB.
+    memory: Arc<Semaphore>,
     /// Requests that have come and are not in the enclave yet.
     waiting: AtomicUsize,
     metrics: Metrics,
@@ -77,7 +80,6 @@ impl Server {
             Ok::<_, ServeError>((service, threads))
         });
         let (service, threads) = begun.await.map_err(|e| ServeError::Threads(std::io::Error::other(e)))??;
-        let service = Arc::new(service);
         if let Some(interval) = watch {
             service.watch(interval);
         }
@@ -88,6 +90,7 @@ impl Server {
             limits,
             inside: Arc::new(Semaphore::new(parallel)),
             parallel,
+            memory: Arc::new(Semaphore::new(limits.memory.div_ceil(KIB).min(Semaphore::MAX_PERMITS))),
             waiting: AtomicUsize::new(0),
             metrics: Metrics::default(),
         };
@@ -247,17 +250,22 @@ async fn infer(shared: &Arc<Shared>, request: Request) -> Response {
 
 async fn relay(shared: &Arc<Shared>, request: Request, length: &mut usize) -> Result<Vec<u8>, Problem> {
     check_type(request.headers())?;
-    // Before the body is read: bodies that wait are bounded, too.
-    let place = Waiting::take(shared).ok_or_else(Problem::busy)?;
-    let body = read_body(request.into_body(), shared.limits.body).await?;
+    let body = request.into_body();
+    // What the client says that it sends, or all that it may. Taken before it is read, and kept while it is there.
+    let hint =
+        body.size_hint().upper().map_or(shared.limits.body, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let blocks = u32::try_from(hint.min(shared.limits.body).div_ceil(KIB)).unwrap_or(u32::MAX);
+    let memory = shared.memory.clone().try_acquire_many_owned(blocks).map_err(|_| Problem::busy())?;
+    let body = read_body(body, shared.limits.body).await?;
     *length = body.len();
+    let place = Waiting::take(shared).ok_or_else(Problem::busy)?;
     let permit = shared.inside.clone().acquire_owned().await.map_err(|e| Problem::failed(&e))?;
     drop(place);
     let service = shared.service.clone();
     // The call holds its permit itself: it goes on when its client has gone, or waits no longer.
     let called = tokio::task::spawn_blocking(move || {
         let answer = service.infer(&body);
-        drop(permit);
+        drop((permit, body, memory));
         answer
     });
     match called.await.map_err(|e| Problem::failed(&e))? {

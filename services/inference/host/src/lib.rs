@@ -40,6 +40,8 @@ pub struct Config {
     pub versions: usize,
     /// What the enclave is told.
     pub settings: Settings,
+    /// Where the enclave serves attested TLS, if it is to: an address that its manifest permits.
+    pub attested_tls: Option<String>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -58,6 +60,8 @@ pub struct Limits {
     pub call: Duration,
     /// Longest body in bytes.
     pub body: usize,
+    /// Bodies at once, in bytes, while they arrive, wait and are worked on; more are answered 503.
+    pub memory: usize,
     /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
 }
@@ -71,6 +75,7 @@ impl Default for Limits {
             request: Duration::from_secs(30),
             call: Duration::from_secs(120),
             body: 16 << 20,
+            memory: 256 << 20,
             connections: 1024,
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use enclos_host::{CallError, ConnectError, Enclave, EnclaveTransport, End, Failure, StartError};
@@ -14,6 +14,8 @@ use crate::{Config, Events, ServeError, Start};
 
 /// Between two starts of an enclave, at least: one that ends at once must not keep a core busy.
 const BETWEEN_STARTS: Duration = Duration::from_secs(1);
+/// How often it is tried again to listen at an address, a fifth of a second apart.
+const LISTEN_ATTEMPTS: u32 = 5;
 /// How long an enclave may take to end in good order.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -54,6 +56,11 @@ pub enum Event {
         /// Its version.
         sha256: [u8; 32],
     },
+    /// The enclave serves attested TLS.
+    Listening {
+        /// Where.
+        address: String,
+    },
     /// The enclave ended. Its keys are lost: what was encrypted for them is nobody's, and clients verify anew.
     Ended {
         /// How.
@@ -82,6 +89,7 @@ impl fmt::Display for Event {
             Self::Unloaded { name, sha256 } => {
                 write!(f, "{name}, version {}: newer ones are served", version(sha256))
             }
+            Self::Listening { address } => write!(f, "attested TLS at {address}"),
             Self::Ended { end } => {
                 write!(f, "the enclave ended ({end}); its keys are lost, and clients must verify anew")
             }
@@ -132,10 +140,12 @@ type Client = InferenceClient<EnclaveTransport>;
 
 /// The enclave, whichever it is at present, and the models that it serves.
 pub struct Service {
+    this: Weak<Self>,
     start: Start,
     events: Events,
     files: Vec<ModelFile>,
     settings: Settings,
+    attested_tls: Option<String>,
     /// Versions kept a name.
     versions: usize,
     call: Duration,
@@ -156,6 +166,8 @@ struct Slot {
 struct Running {
     enclave: Enclave,
     client: Client,
+    /// Where attested TLS is served.
+    attested_tls: Option<String>,
 }
 
 /// A version that is served. Its bytes are kept for the next enclave: the file may be another by then.
@@ -171,7 +183,7 @@ impl Service {
     ///
     /// # Errors
     /// When there is no enclave, or it refuses one of them.
-    pub(crate) fn begin(config: &Config, start: Start, events: Events) -> Result<Self, ServeError> {
+    pub(crate) fn begin(config: &Config, start: Start, events: Events) -> Result<Arc<Self>, ServeError> {
         if config.models.is_empty() {
             return Err(ServeError::NoModels);
         }
@@ -180,18 +192,20 @@ impl Service {
                 return Err(ServeError::Twice { name: model.name.clone() });
             }
         }
-        let service = Self {
+        let service = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             start,
             events,
             files: config.models.clone(),
             settings: config.settings,
+            attested_tls: config.attested_tls.clone(),
             versions: config.versions.max(1),
             call: config.limits.call,
             enclave: Mutex::default(),
             served: Mutex::default(),
             restarts: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-        };
+        });
         for file in &service.files {
             let failed =
                 |source| ServeError::Read { name: file.name.clone(), path: file.path.clone(), source };
@@ -291,6 +305,11 @@ impl Service {
         lock(&self.enclave).running.as_ref().map(|r| r.enclave.platform())
     }
 
+    /// Where the enclave serves attested TLS, if it does.
+    pub fn attested_tls(&self) -> Option<String> {
+        lock(&self.enclave).running.as_ref()?.attested_tls.clone()
+    }
+
     /// Lets the enclave end in good order.
     pub(crate) fn end(&self) {
         let running = lock(&self.enclave).running.take();
@@ -371,6 +390,8 @@ impl Service {
             return;
         }
         slot.running = None;
+        // It may be running still; and its sockets close when it is gone, on which their clients wait.
+        let _ = ended.enclave.shutdown(Duration::ZERO);
         (self.events)(&Event::Ended { end });
         // If it fails, the next request tries again, and says why not.
         let _ = self.fill(&mut slot);
@@ -386,6 +407,7 @@ impl Service {
             Ok(running) => {
                 let running = Arc::new(running);
                 slot.running = Some(running.clone());
+                self.watch_end(running.clone());
                 if !is_first {
                     self.restarts.fetch_add(1, Ordering::Relaxed);
                     (self.events)(&Event::Restarted);
@@ -400,6 +422,20 @@ impl Service {
         }
     }
 
+    /// Notices the end of an enclave that nobody asks anything.
+    fn watch_end(&self, running: Arc<Running>) {
+        let service = self.this.clone();
+        let watching = std::thread::Builder::new().name("enclave end".into());
+        let watched = watching.spawn(move || {
+            let end = running.enclave.wait().map_or_else(|end| end, |status| End::Exited { status });
+            if let Some(service) = service.upgrade() {
+                service.replace(&running, end);
+            }
+        });
+        // Without the thread, the next call finds out.
+        drop(watched);
+    }
+
     fn start_enclave(&self) -> Result<Running, NotStarted> {
         let enclave = (self.start)()?;
         let client = enclave.connect::<Client>()?.with_deadline(self.call);
@@ -408,7 +444,29 @@ impl Service {
         for model in served {
             client.load(&model.name, &model.bytes)?;
         }
-        Ok(Running { enclave, client })
+        let attested_tls = match &self.attested_tls {
+            Some(address) => Some(self.listen(&client, address)?),
+            None => None,
+        };
+        Ok(Running { enclave, client, attested_tls })
+    }
+
+    fn listen(&self, client: &Client, address: &str) -> Result<String, CallError<ServiceError>> {
+        let mut attempts = 0;
+        loop {
+            match client.listen(address) {
+                // The socket of the enclave before this one closes when its last call has returned.
+                Err(CallError::Method(ServiceError::Listen { .. })) if attempts < LISTEN_ATTEMPTS => {
+                    attempts += 1
+                }
+                Err(e) => return Err(e),
+                Ok(address) => {
+                    (self.events)(&Event::Listening { address: address.clone() });
+                    return Ok(address);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! believed in nothing: it verifies before the first request, anew when the key or the verdict grows old, and asks for the very
 //! versions of models that the evidence vouches for. [`Http`] (feature `http`) is a transport.
 
+#[cfg(feature = "attested-tls")]
+pub mod attested_tls;
 #[cfg(feature = "http")]
 mod http;
 
