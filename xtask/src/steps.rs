@@ -52,6 +52,11 @@ pub(crate) const STEPS: &[Step] = &[
         run: onnxruntime,
     },
     Step {
+        name: "tritonclient",
+        about: "Triton's client and curl through the verifying proxy to models in an enclave",
+        run: tritonclient,
+    },
+    Step {
         name: "inspector",
         about: "the attestation service's evidence inspector in headless Chromium",
         run: inspector,
@@ -169,6 +174,13 @@ fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
     let mut suite = Command::new("bash");
     suite.arg(c.root.join("tests/conformance/onnxruntime/run.sh")).current_dir(&c.root);
+    run(&mut suite, tally).map(drop)
+}
+
+fn tritonclient(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[("curl", "curl"), venv()], tally)?;
+    let mut suite = Command::new("bash");
+    suite.arg(c.root.join("tests/conformance/tritonclient/run.sh")).current_dir(&c.root);
     run(&mut suite, tally).map(drop)
 }
 
