@@ -18,8 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    aesm, attestation_service, bench, build, connect, doctor, image, infer, inference, inspect, key_broker,
-    keygen, model, new, pccs, quote, run, sign, verify,
+    aesm, attestation_service, bench, build, connect, doctor, image, infer, inference, inference_proxy,
+    inspect, key_broker, keygen, model, new, pccs, quote, run, sign, verify,
 };
 use crate::ui::Ui;
 
@@ -29,7 +29,7 @@ Exit codes:
   1    it failed; standard error names cause and cure
   2    wrong usage
   3    `doctor`: nothing here can run an enclave
-  4    `verify`, `connect`, `infer`: the evidence is refused
+  4    `verify`, `connect`, `infer`, `inference-proxy`: the evidence is refused
   70   `run`: the enclave ended by a fault
   Otherwise `run` ends with the exit code of the program it ran.
 
@@ -90,6 +90,8 @@ enum Command {
     Model(model::Args),
     /// Release the keys of encrypted models to enclaves that meet their owner's policy
     KeyBroker(key_broker::Args),
+    /// Speak the plain Open Inference Protocol on this machine; verify and encrypt underneath
+    InferenceProxy(inference_proxy::Args),
     /// Measure what calls, Linux calls and starts cost on this machine
     Bench(bench::Args),
     /// Serve Azure Attestation's REST interface over local appraisal
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
         Command::Infer(args) => infer::run(&args, ui(args.json)),
         Command::Model(args) => model::run(&args, ui(args.json)),
         Command::KeyBroker(args) => key_broker::run(&args, ui(args.json)),
+        Command::InferenceProxy(args) => inference_proxy::run(&args, ui(args.json)),
         Command::Bench(args) => bench::run(&args, ui(args.json)),
         Command::AttestationService(args) => attestation_service::run(&args, ui(args.json)),
     };

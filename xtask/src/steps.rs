@@ -53,6 +53,11 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step { name: "jwe", about: "jwcrypto and enclos model on each other's encrypted files", run: jwe },
     Step {
+        name: "tritonclient",
+        about: "Triton's client and curl through the verifying proxy to models in an enclave",
+        run: tritonclient,
+    },
+    Step {
         name: "inspector",
         about: "the attestation service's evidence inspector in headless Chromium",
         run: inspector,
@@ -193,6 +198,11 @@ fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 fn jwe(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
     run(&mut suite(c, "jwe/run.sh"), tally).map(drop)
+}
+
+fn tritonclient(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    install(&[], &[("curl", "curl"), venv()], tally)?;
+    run(&mut suite(c, "tritonclient/run.sh"), tally).map(drop)
 }
 
 fn demo(c: &Context, tally: &mut Tally) -> Result<(), Failure> {

@@ -18,8 +18,10 @@ pub(crate) mod infer;
 pub(crate) mod infer;
 #[cfg(feature = "inference")]
 pub(crate) mod inference;
+#[cfg(feature = "inference")]
+pub(crate) mod inference_proxy;
 #[cfg(not(feature = "inference"))]
-pub(crate) use infer as inference;
+pub(crate) use {infer as inference, infer as inference_proxy};
 pub(crate) mod inspect;
 #[cfg(feature = "inference")]
 pub(crate) mod key_broker;
@@ -134,6 +136,9 @@ pub(crate) enum Error {
     #[cfg(feature = "inference")]
     #[error(transparent)]
     Relay(#[from] enclos_key_broker::client::RelayError),
+    #[cfg(feature = "inference")]
+    #[error(transparent)]
+    Proxy(#[from] enclos_inference_proxy::ProxyError),
     #[error("cannot start {program}: {source}; is it installed and in PATH?")]
     Spawn { program: String, source: io::Error },
     #[error("{what} failed; the messages above say why")]

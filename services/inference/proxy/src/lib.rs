@@ -1,0 +1,318 @@
+//! A verifying proxy: programs on this machine speak the plain Open Inference Protocol with it, and it verifies the enclave,
+//! encrypts for it, and asks by the versions that the evidence vouches for. Programs need no knowledge of any of that.
+//!
+//! What comes to it is plain text, so it belongs on the machine, and to the user, of the programs that ask. Pages of other
+//! origins cannot read what it answers, nor reach it by a name of their own ([`is_local`]).
+//!
+//! | address | what it is |
+//! |---|---|
+//! | `/v2…` | the Open Inference Protocol, answered by the enclave |
+//! | `GET /verdict` | who answers, and why it was accepted; 502 if nobody is |
+#![forbid(unsafe_code)]
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use enclos_inference::client::{self, Client, ClientError, Http, Verified};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+/// Headers that mean something to the protocol; others stay here.
+const CARRIED: [&str; 3] = ["content-type", "content-encoding", "inference-header-content-length"];
+/// Who answered: on each response of the enclave's.
+const ANSWERED_BY: HeaderName = HeaderName::from_static("enclos-mrenclave");
+/// `true` where the platform proves nothing.
+const EMULATED: HeaderName = HeaderName::from_static("enclos-emulated");
+/// How long a client may take for the head of a request.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long open connections may finish their requests when the proxy is told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What is served, and within which bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Where; port 0: any that is free.
+    pub listen: SocketAddr,
+    /// Longest body in bytes.
+    pub body: usize,
+    /// Requests at once; more wait.
+    pub parallel: usize,
+    /// Connections at once; more wait in the kernel's queue.
+    pub connections: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: ([127, 0, 0, 1], 8091).into(), body: 16 << 20, parallel: 16, connections: 256 }
+    }
+}
+
+/// Why nothing can be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// The address.
+    #[error("cannot listen at {address}: {source}; choose another port (0: any that is free)")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The operating system has no threads to spare.
+    #[error("cannot start: {0}")]
+    Threads(std::io::Error),
+}
+
+/// Serves until the process is asked to stop (SIGTERM or interrupt). `ready` is told where.
+///
+/// # Errors
+/// When it cannot begin.
+pub fn run(config: Config, client: Client<Http>, ready: impl FnOnce(SocketAddr)) -> Result<(), ProxyError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(ProxyError::Threads)?.block_on(async {
+        let failed = |source| ProxyError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let stopped = stopped();
+        ready(address);
+        let shared = Shared {
+            client: Arc::new(client),
+            address,
+            body: config.body,
+            parallel: Arc::new(Semaphore::new(config.parallel.max(1))),
+        };
+        serve(listener, shared, config.connections.max(1), stopped).await;
+        Ok(())
+    })
+}
+
+#[derive(Clone)]
+struct Shared {
+    client: Arc<Client<Http>>,
+    address: SocketAddr,
+    body: usize,
+    parallel: Arc<Semaphore>,
+}
+
+/// Done when the process is asked to stop, from now on.
+fn stopped() -> impl Future<Output = ()> + Send + 'static {
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+    // A signal that cannot be caught ends the process at once, as it would any other.
+    let [mut terminate, mut interrupt] =
+        [SignalKind::terminate(), SignalKind::interrupt()].map(|kind| signal(kind).ok());
+    async fn came(signal: Option<&mut Signal>) {
+        match signal {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+    async move {
+        tokio::select! { () = came(terminate.as_mut()) => {}, () = came(interrupt.as_mut()) => {} }
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Shared, connections: usize, stop: impl Future<Output = ()>) {
+    let router: Router = Router::new().fallback(answer).with_state(shared);
+    let graceful = GracefulShutdown::new();
+    let connections = Arc::new(Semaphore::new(connections));
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accept = async {
+            let place = connections.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, stream) = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept => match accepted {
+                (place, Ok((stream, _))) => (place, stream),
+                // Out of file descriptors, say: others will be closed.
+                (_, Err(_)) => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        let _ = stream.set_nodelay(true);
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            let _place = place;
+            // A client that goes away in the middle is its own affair.
+            let _ = connection.await;
+        });
+    }
+    drop(listener);
+    // Whoever is not done by then is cut off.
+    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+}
+
+async fn answer(State(shared): State<Shared>, request: Request) -> Result<Response, Infallible> {
+    if !is_local(request.headers(), shared.address) {
+        let reason = "this proxy answers its own pages, and by its address only: not by a name that a page may have given it";
+        return Ok(error(StatusCode::FORBIDDEN, reason));
+    }
+    let path = request.uri().path();
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    Ok(match path {
+        "/verdict" if is_read => verdict(shared).await,
+        _ if path == "/v2" || path.starts_with("/v2/") => infer(shared, request).await,
+        _ => error(StatusCode::NOT_FOUND, "there are /v2 and /verdict"),
+    })
+}
+
+/// Is it asked for by an address, or as localhost, and by no page of another origin? A name that somebody else's page has
+/// pointed here would let that page read answers (DNS rebinding).
+fn is_local(headers: &HeaderMap, address: SocketAddr) -> bool {
+    let text = |name| headers.get(name).map(|v: &HeaderValue| v.to_str().unwrap_or_default());
+    let Some(host) = text(header::HOST) else { return true };
+    if text(header::ORIGIN).is_some_and(|origin| origin.strip_prefix("http://") != Some(host)) {
+        return false;
+    }
+    let name = host.strip_suffix(&format!(":{}", address.port())).unwrap_or(host);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
+}
+
+async fn infer(shared: Shared, request: Request) -> Response {
+    let carried = CARRIED.iter().filter_map(|name| {
+        let value = request.headers().get(*name)?.to_str().ok()?;
+        Some(((*name).to_owned(), value.to_owned()))
+    });
+    let headers = carried.collect();
+    let method = request.method().as_str().to_owned();
+    let path = request.uri().path_and_query().map_or("/v2", |p| p.as_str()).to_owned();
+    let body = match to_bytes(Body::new(request.into_body()), shared.body).await {
+        Ok(body) => body.to_vec(),
+        Err(_) => {
+            let reason = format!("the body did not arrive whole, or is longer than {} bytes", shared.body);
+            return error(StatusCode::PAYLOAD_TOO_LARGE, &reason);
+        }
+    };
+    let request = client::Request { method, path, headers, body };
+    match ask(&shared, move |client| client.ask(&request)).await {
+        Ok((response, verified)) => relayed(response, &verified),
+        Err(failed) => *failed,
+    }
+}
+
+async fn verdict(shared: Shared) -> Response {
+    match ask(&shared, Client::verified).await {
+        Ok(verified) => json_response(StatusCode::OK, &describe(&verified)),
+        Err(failed) => *failed,
+    }
+}
+
+/// Asks on a thread that may block.
+async fn ask<T: Send + 'static>(
+    shared: &Shared,
+    question: impl FnOnce(&Client<Http>) -> Result<T, ClientError> + Send + 'static,
+) -> Result<T, Box<Response>> {
+    let permit = shared.parallel.clone().acquire_owned().await;
+    let client = shared.client.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let answer = question(&client);
+        drop(permit);
+        answer
+    });
+    match asked.await {
+        Ok(answer) => answer.map_err(|e| Box::new(failed(&e))),
+        Err(e) => Err(Box::new(error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()))),
+    }
+}
+
+/// Who answers, and why it was accepted.
+pub fn describe(verified: &Verified) -> Value {
+    let models: Vec<_> =
+        verified.models().iter().map(|m| json!({ "name": m.name, "sha256": m.version() })).collect();
+    json!({ "verdict": verified.verdict(), "models": models, "not_after": verified.not_after() })
+}
+
+/// The enclave's answer, and who gave it.
+fn relayed(response: client::Response, verified: &Verified) -> Response {
+    let status = StatusCode::from_u16(response.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut relayed = (status, response.body).into_response();
+    let headers = relayed.headers_mut();
+    headers.remove(header::CONTENT_TYPE);
+    for (name, value) in response.headers.iter().filter(|(name, _)| CARRIED.contains(&&**name)) {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            headers.insert(name, value);
+        }
+    }
+    if let Some(mrenclave) = verified.mr_enclave().and_then(|hex| HeaderValue::try_from(hex).ok()) {
+        headers.insert(ANSWERED_BY, mrenclave);
+    }
+    let emulated = if verified.verdict().emulated { "true" } else { "false" };
+    headers.insert(EMULATED, HeaderValue::from_static(emulated));
+    relayed
+}
+
+/// Errors as the Open Inference Protocol has them.
+fn failed(cause: &ClientError) -> Response {
+    let status = match cause {
+        ClientError::OtherModel { .. } => StatusCode::NOT_FOUND,
+        ClientError::Host { status: 503 | 504, .. } => StatusCode::SERVICE_UNAVAILABLE,
+        ClientError::Host { status: 413, .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    let mut body = json!({ "error": cause.to_string() });
+    if let ClientError::Refused(verdict) = cause {
+        body["verdict"] = json!(verdict);
+    }
+    json_response(status, &body)
+}
+
+fn error(status: StatusCode, reason: &str) -> Response {
+    json_response(status, &json!({ "error": reason }))
+}
+
+fn json_response(status: StatusCode, body: &Value) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, body.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_a_page_may_have_are_refused() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 8091));
+        for (host, expected) in [
+            ("localhost:8091", true),
+            ("LOCALHOST", true),
+            ("127.0.0.1:8091", true),
+            ("[::1]:8091", true),
+            ("attacker.example:8091", false),
+            ("127.0.0.1.attacker.example", false),
+            ("localhost:8092", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(host))]);
+            assert_eq!(is_local(&headers, address), expected, "{host}");
+        }
+        for (origin, expected) in [
+            ("http://127.0.0.1:8091", true),
+            ("http://localhost:8091", false),
+            ("https://attacker.example", false),
+            ("null", false),
+        ] {
+            let headers = [(header::HOST, "127.0.0.1:8091"), (header::ORIGIN, origin)];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            assert_eq!(is_local(&HeaderMap::from_iter(headers), address), expected, "{origin}");
+        }
+    }
+}
