@@ -13,7 +13,7 @@ mkdir -p "$work"
 if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
 "$work/venv/bin/python" -c 'import sklearn, skl2onnx, tritonclient.http' 2>/dev/null ||
     "$work/venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'protobuf<7' 'tritonclient[http]==2.73.0'
-(cd "$root" && cargo build -q -p enclos-cli --features inference)
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference})
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 if [ ! -f "$models/held-out.npz" ]; then "$work/venv/bin/python" "$root/examples/digits/train.py" "$models"; fi
 exec "$work/venv/bin/python" "$here/check.py" "$target/debug/enclos" "$root/services/inference/enclave" "$models" "$work"
