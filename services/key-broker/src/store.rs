@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn policies_that_anybody_or_nobody_meets_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
         for policy in ["", "any_identity = true\n", &format!("report_data_prefix = \"00\"\n{POLICY}")] {
             assert!(
                 matches!(store.add("digits", None, policy), Err(StoreError::Unsuitable { .. })),
