@@ -271,7 +271,8 @@ int main(void) {
     return open("/etc/app/name", O_WRONLY) < 0 && errno == EROFS ? 0 : 5;
 }
 "#;
-    const MOUNTS: &str = "[[mounts]]\npath = '/data'\nkind = 'sealed'\n[[mounts]]\npath = '/etc/app'\nkind = 'host'\n";
+    const MOUNTS: &str =
+        "[[mounts]]\npath = '/data'\nkind = 'sealed'\n[[mounts]]\npath = '/etc/app'\nkind = 'host'\n";
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     image_of(here, PROGRAM, MOUNTS);
@@ -280,7 +281,9 @@ int main(void) {
     let run = |mounts: &[&str]| {
         let mut command = enclos(here);
         command.args(["run", "--platform", "emulated", "hello.enclave"]);
-        mounts.iter().for_each(|m| drop(command.args(["--mount", m])));
+        for mount in mounts {
+            command.args(["--mount", mount]);
+        }
         command
     };
     fs::create_dir(here.join("settings")).unwrap();
@@ -308,7 +311,7 @@ int main(void) {
     let Output { status, stderr, .. } = run(&["/data=nowhere", both[1]]).output().unwrap();
     let stderr = String::from_utf8(stderr).unwrap();
     assert!(!status.success() && stderr.contains("nowhere") && !stderr.contains("panicked"), "{stderr}");
-    // One bit of what counts.
+    // Altered.
     let root = here.join("sealed/root");
     let mut bytes = fs::read(&root).unwrap();
     bytes.iter_mut().for_each(|b| *b ^= 1);

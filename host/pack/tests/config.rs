@@ -79,8 +79,16 @@ fn errors_name_line_and_cure() {
         ("path = '/d'\nkind = 'sealed'\nwritable = false", 2, "leave `writable` out"),
         ("path = '/d'\nkind = 'host'\npolicy = 'image'", 2, "leave `policy` out"),
         ("path = '/d'\nkind = 'host'\nreadonly = true", 5, "unknown field `readonly`"),
-        ("path = '/d'\nkind = 'host'\n[[mounts]]\npath = '/d'\nkind = 'sealed'", 6, "/d is within the mount /d"),
-        ("path = '/d/e'\nkind = 'host'\n[[mounts]]\npath = '/d'\nkind = 'sealed'", 3, "/d/e is within the mount /d"),
+        (
+            "path = '/d'\nkind = 'host'\n[[mounts]]\npath = '/d'\nkind = 'sealed'",
+            6,
+            "/d is within the mount /d",
+        ),
+        (
+            "path = '/d/e'\nkind = 'host'\n[[mounts]]\npath = '/d'\nkind = 'sealed'",
+            3,
+            "/d/e is within the mount /d",
+        ),
     ] {
         match parse(&format!("{MOUNT}{mount}")) {
             Err(ConfigError::Invalid { line: l, message, .. }) => {
