@@ -35,20 +35,22 @@ fn fails(command: &mut Command, code: i32) -> String {
     stderr
 }
 
-/// An unsigned image of a C program, as `vault.enclave` in the folder.
+/// An unsigned image of a C program, as `hello.enclave` in the folder.
 fn image(folder: &Path) {
+    let source = "#include <stdio.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
+         int main(int c, char **v) { printf(\"inside %s\\n\", c > 1 ? v[1] : \"-\"); syscall(SYS_inotify_init); return c; }\n";
+    image_of(folder, source, "");
+}
+
+/// An unsigned image of this C program, as `hello.enclave` in the folder; with these tables in its configuration.
+fn image_of(folder: &Path, program: &str, tables: &str) {
     let (source, elf) = (folder.join("hello.c"), folder.join("hello"));
-    fs::write(
-        &source,
-        "#include <stdio.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
-         int main(int c, char **v) { printf(\"inside %s\\n\", c > 1 ? v[1] : \"-\"); syscall(SYS_inotify_init); return c; }\n",
-    )
-    .unwrap();
+    fs::write(&source, program).unwrap();
     let built =
         Command::new("gcc").args(["-O2", "-static-pie", "-o"]).arg(&elf).arg(&source).status().unwrap();
     assert!(built.success());
-    let config =
-        Config::parse("name = \"hello\"\nthreads = 2\nheap = \"4 MiB\"", Path::new("enclos.toml")).unwrap();
+    let config = format!("name = \"hello\"\nthreads = 2\nheap = \"4 MiB\"\n{tables}");
+    let config = Config::parse(&config, Path::new("enclos.toml")).unwrap();
     let app = fs::read(elf).unwrap();
     let image = pack(&PackInput { runtime: enclos_pack::runtime(), app: &app, config: &config }).unwrap();
     fs::write(folder.join("hello.enclave"), image.to_file_bytes()).unwrap();
@@ -259,4 +261,73 @@ fn an_image_is_run_as_it_is_and_tells_what_crossed_its_boundary() {
     }
     let said = fails(enclos(here).args(run).arg("--gdb"), 2);
     assert!(said.contains("Name the project's folder"), "{said}");
+}
+
+#[test]
+fn files_of_mounts_are_there_in_the_next_run() {
+    const PROGRAM: &str = r#"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(void) {
+    char text[64] = "";
+    FILE *settings = fopen("/etc/app/name", "r");
+    if (!settings || !fgets(text, sizeof text, settings)) { printf("settings: %s\n", strerror(errno)); return 3; }
+    int runs = open("/data/runs", O_RDWR | O_CREAT | O_APPEND, 0600);
+    if (runs < 0 || write(runs, "!", 1) != 1 || fsync(runs)) { printf("runs: %s\n", strerror(errno)); return 4; }
+    printf("%s: run %ld\n", text, (long)lseek(runs, 0, SEEK_END));
+    return open("/etc/app/name", O_WRONLY) < 0 && errno == EROFS ? 0 : 5;
+}
+"#;
+    const MOUNTS: &str =
+        "[[mounts]]\npath = '/data'\nkind = 'sealed'\n[[mounts]]\npath = '/etc/app'\nkind = 'host'\n";
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    image_of(here, PROGRAM, MOUNTS);
+    fs::write(here.join("key.pem"), KEY).unwrap();
+    ok(enclos(here).args(["sign", "hello.enclave", "--key", "key.pem"]));
+    let run = |mounts: &[&str]| {
+        let mut command = enclos(here);
+        command.args(["run", "--platform", "emulated", "hello.enclave"]);
+        for mount in mounts {
+            command.args(["--mount", mount]);
+        }
+        command
+    };
+    fs::create_dir(here.join("settings")).unwrap();
+    fs::create_dir(here.join("sealed")).unwrap();
+    fs::write(here.join("settings/name"), "demo").unwrap();
+    let both = ["/data=sealed", "/etc/app=settings"];
+    for n in 1..=2 {
+        assert_eq!(ok(&mut run(&both)), format!("demo: run {n}\n"));
+    }
+    assert!(fs::read(here.join("sealed/blocks")).unwrap().len() >= 4096);
+
+    // What is wrong is said, by the command or by the enclave's log.
+    let said = fails(&mut run(&["/dada=sealed"]), 2);
+    assert!(said.contains("no mount /dada; it has: /data, /etc/app"), "{said}");
+    for (mounts, code, printed, said) in [
+        (&both[1..], 4, "runs: No such device\n", "mount /data"),
+        (&both[..1], 3, "settings: No such device\n", "mount /etc/app"),
+    ] {
+        let Output { status, stdout, stderr } = run(mounts).output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(code), "{stderr}");
+        assert_eq!(String::from_utf8(stdout).unwrap(), printed);
+        assert!(stderr.contains(said), "{stderr}");
+    }
+    let Output { status, stderr, .. } = run(&["/data=nowhere", both[1]]).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(!status.success() && stderr.contains("nowhere") && !stderr.contains("panicked"), "{stderr}");
+    // Altered.
+    let root = here.join("sealed/root");
+    let mut bytes = fs::read(&root).unwrap();
+    bytes.iter_mut().for_each(|b| *b ^= 1);
+    fs::write(&root, bytes).unwrap();
+    let Output { status, stderr, .. } = run(&both).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains("mount /data:"), "{stderr}");
 }

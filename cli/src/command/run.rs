@@ -316,7 +316,8 @@ fn mounts(
         let directory = match (given.iter().find(|(p, _)| p == path), folder) {
             (Some((_, directory)), _) => directory.clone(),
             (None, Some(folder)) if kind.is_sealed() => {
-                let directory = folder.join(".enclos/mounts").join(path[1..].replace('/', "-"));
+                // Mounts do not overlap, so neither do these.
+                let directory = folder.join(".enclos/mounts").join(&path[1..]);
                 std::fs::create_dir_all(&directory)
                     .map_err(|source| Error::Write { path: directory.clone(), source })?;
                 directory

@@ -65,6 +65,47 @@ fn errors_name_line_and_cure() {
             other => panic!("{text:?}: {other:?}"),
         }
     }
+    const MOUNT: &str = "name = 'a'\n[[mounts]]\n";
+    for (mount, line, part) in [
+        ("kind = 'sealed'", 2, "missing field `path`"),
+        ("path = '/d'", 2, "missing field `kind`"),
+        ("path = '/d'\nkind = 'tmpfs'", 4, "unknown variant `tmpfs`, expected `sealed` or `host`"),
+        ("path = 'd'\nkind = 'host'", 2, "\"d\" is no place for a mount: write an absolute path"),
+        ("path = '/'\nkind = 'host'", 2, "is no place for a mount"),
+        ("path = '/d/'\nkind = 'host'", 2, "is no place for a mount"),
+        ("path = '/d/../e'\nkind = 'host'", 2, "is no place for a mount"),
+        ("path = \"/d\\nhost-writable /e\"\nkind = 'host'", 2, "is no place for a mount"),
+        ("path = '/d'\nkind = 'sealed'\npolicy = 'any'", 5, "unknown variant `any`"),
+        ("path = '/d'\nkind = 'sealed'\nwritable = false", 2, "leave `writable` out"),
+        ("path = '/d'\nkind = 'host'\npolicy = 'image'", 2, "leave `policy` out"),
+        ("path = '/d'\nkind = 'host'\nreadonly = true", 5, "unknown field `readonly`"),
+        (
+            "path = '/d'\nkind = 'host'\n[[mounts]]\npath = '/d'\nkind = 'sealed'",
+            6,
+            "/d is within the mount /d",
+        ),
+        (
+            "path = '/d/e'\nkind = 'host'\n[[mounts]]\npath = '/d'\nkind = 'sealed'",
+            3,
+            "/d/e is within the mount /d",
+        ),
+    ] {
+        match parse(&format!("{MOUNT}{mount}")) {
+            Err(ConfigError::Invalid { line: l, message, .. }) => {
+                assert!(message.contains(part), "{mount:?}: {message}");
+                assert_eq!(l, line, "{mount:?}: {message}");
+            }
+            other => panic!("{mount:?}: {other:?}"),
+        }
+    }
     let missing = Config::load(Path::new("/nonexistent/enclos.toml"));
     assert!(matches!(missing, Err(ConfigError::Read { .. })));
+}
+
+#[test]
+fn mounts_that_lie_beside_each_other() {
+    let text = "name = 'a'\n[[mounts]]\npath = '/d/e'\nkind = 'host'\n[[mounts]]\npath = '/d/ef'\nkind = 'sealed'\npolicy = 'image'";
+    let config = parse(text).expect("neither is within the other");
+    let kinds: Vec<_> = config.mounts.iter().map(|m| (m.path.as_str(), m.kind.word())).collect();
+    assert_eq!(kinds, [("/d/e", "host-read-only"), ("/d/ef", "sealed-image")]);
 }

@@ -1,5 +1,6 @@
 //! Builds the guests with the ordinary toolchain, runs them outside, and packs them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, OnceLock};
@@ -9,14 +10,17 @@ use enclos_pack::{Config, Date, Image, PackInput, SigningKey, pack};
 
 /// A static PIE made of a file in `guests`. The tests of one binary build it once.
 pub(crate) fn build(source: &str) -> PathBuf {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap();
+    static BUILT: Mutex<Option<HashSet<String>>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap();
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(source);
-    // Named after the test binary too: several run at once.
-    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{source}-{}", std::process::id()));
-    if to.exists() {
+    // Of each test binary, since several run at once, but not of each run: nobody would remove them.
+    let name = format!("{}-{source}", env!("CARGO_CRATE_NAME"));
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
+    if !built.get_or_insert_default().insert(source.into()) {
         return to;
     }
+    // Another run may be starting what is replaced.
+    let partial = to.with_file_name(format!(".{name}.{}.partial", std::process::id()));
     let mut compiler = if source.ends_with(".rs") {
         let mut c = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
         c.args(["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Crelocation-model=pie"]);
@@ -27,8 +31,9 @@ pub(crate) fn build(source: &str) -> PathBuf {
         c
     };
     let status =
-        compiler.arg(&from).arg("-o").arg(&to).args((source.ends_with(".c")).then_some("-lm")).status();
+        compiler.arg(&from).arg("-o").arg(&partial).args((source.ends_with(".c")).then_some("-lm")).status();
     assert!(status.expect("a compiler").success(), "building {source}");
+    std::fs::rename(&partial, &to).unwrap();
     to
 }
 
