@@ -1,4 +1,4 @@
-"""tritonclient, curl and Python's http.client through the proxy.
+"""tritonclient, curl and Python's http.client through the proxy; and our Python package.
 
 Usage: check.py ENCLOS ENCLAVE MODELS WORK. Starts `enclos inference` and `enclos inference-proxy` on free ports, classifies
 held-out digits, asks wrongly, and takes the server away in the middle.
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import enclos_inference
 import numpy
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
@@ -164,6 +165,47 @@ def page_checks(address):
     check("names of others are refused", response.status == 403)
 
 
+def package_checks(url, versions, mrenclave):
+    """Our Python package, straight to the host."""
+    policy, collateral = FOLDER / "client/policy.toml", FOLDER / "client/collateral.json"
+    client = enclos_inference.Client(url, policy=policy, collateral=collateral)
+    check("package: nobody answered yet", client.answered_by is None)
+    verdict = client.verdict
+    is_right = verdict["accepted"] and verdict["emulated"] and verdict["appraisal"]["identity"]["mr_enclave"] == mrenclave
+    check("package: the verdict", is_right, verdict)
+    label, probability = (output["name"] for output in client.metadata("mlp")["outputs"])
+    answer = client.infer("mlp", {"X": X})
+    check("package: accuracy", (answer[label] == Y).mean() > 0.97 and answer[label].dtype == numpy.int64)
+    check("package: shapes", answer[probability].shape == (len(X), 10) and answer[probability].dtype == numpy.float32)
+    check("package: who answered", client.answered_by["accepted"])
+    check("package: outputs that are named", list(client.infer("mlp", {"X": X[:1]}, outputs=[label])) == [label])
+    check("package: arrays of any layout", (client.infer("mlp", {"X": numpy.asfortranarray(X)})[label] == answer[label]).all())
+    check("package: arrays of any byte order", (client.infer("mlp", {"X": X.astype(">f4")})[label] == answer[label]).all())
+    words = client.infer("named-forest", {"X": X[:3]})
+    check("package: text", all(isinstance(word, str) for word in next(iter(words.values()))), words)
+
+    def raises(name, kind, words, ask):
+        try:
+            ask()
+        except kind as error:
+            check(name, words in str(error), str(error))
+        else:
+            check(name, False, "no error")
+
+    raises("package: a wrong shape", enclos_inference.ModelError, "64", lambda: client.infer("mlp", {"X": X[:, :63]}))
+    raises("package: a wrong datatype", enclos_inference.ModelError, "FP64", lambda: client.infer("mlp", {"X": X.astype(float)}))
+    raises("package: no datatype", ValueError, "complex", lambda: client.infer("mlp", {"X": X.astype(complex)}))
+    raises("package: an unknown input", enclos_inference.ModelError, "no input", lambda: client.infer("mlp", {"Z": X}))
+    raises("package: an unknown model", enclos_inference.Refused, "nothing", lambda: client.infer("nothing", {"X": X}))
+    strict = enclos_inference.Client(url, policy=FOLDER / "strict.toml", collateral=collateral)
+    raises("package: emulated is refused by default", enclos_inference.Refused, "refused", lambda: strict.infer("mlp", {"X": X}))
+    pinned = enclos_inference.Client(url, policy=policy, collateral=collateral, models=[versions["mlp"]])
+    raises("package: no other model is asked", enclos_inference.Refused, "does not have", lambda: pinned.metadata("forest"))
+    raises("package: a policy that is none", ValueError, "policy", lambda: enclos_inference.Client(url, policy=collateral, collateral=collateral))
+    nobody = enclos_inference.Client("http://127.0.0.1:1", policy=policy, collateral=collateral)
+    raises("package: nobody there", enclos_inference.InferenceError, "127.0.0.1:1", lambda: nobody.verdict)
+
+
 def proxy_arguments(server, policy):
     collateral = FOLDER / "client/collateral.json"
     return "inference-proxy", "--server", server, "--policy", policy, "--collateral", collateral, "--listen", "127.0.0.1:0"
@@ -192,6 +234,7 @@ def run():
     is_refused("another enclave is refused", "refused", *proxy_arguments(at["url"], other))
     is_refused("another model is refused", "does not have the model", *proxy_arguments(at["url"], policy), "--model-sha256", "22" * 32)
     hashes = {model["name"]: model["sha256"] for model in proxy["models"]}
+    package_checks(at["url"], hashes, at["mrenclave"])
     _, pinned = start("pinned", *proxy_arguments(at["url"], policy), "--model-sha256", hashes["mlp"])
     check("only the model that is demanded is there", [m["name"] for m in pinned["models"]] == ["mlp"], pinned["models"])
     response, _ = get(pinned["url"].removeprefix("http://"), "/v2/models/forest")

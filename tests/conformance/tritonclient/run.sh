@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# NVIDIA's tritonclient and curl, unmodified, through the verifying proxy to models in an enclave, on the emulated platform.
+# NVIDIA's tritonclient and curl, unmodified, through the verifying proxy, and our Python package, to models in an enclave on the
+# emulated platform.
 # Ends with a line "N passed, N failed". Everything made goes into the target folder; packages come from PyPI.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,9 +12,14 @@ models=$target/conformance/onnxruntime/models
 mkdir -p "$work"
 
 if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
-"$work/venv/bin/python" -c 'import sklearn, skl2onnx, tritonclient.http' 2>/dev/null ||
-    "$work/venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'protobuf<7' 'tritonclient[http]==2.73.0'
+"$work/venv/bin/python" -c 'import maturin, sklearn, skl2onnx, tritonclient.http' 2>/dev/null ||
+    "$work/venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'protobuf<7' 'tritonclient[http]==2.73.0' 'maturin==1.16.0'
 (cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference})
+# Without optimisation: what is tested is not its speed.
+rm -rf "$work/wheels"
+(cd "$root/services/inference/python" &&
+    CARGO_TARGET_DIR=$target/python "$work/venv/bin/maturin" build --quiet --locked --profile dev --out "$work/wheels")
+"$work/venv/bin/pip" -q install --force-reinstall --no-deps "$work"/wheels/*.whl
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 if [ ! -f "$models/held-out.npz" ]; then "$work/venv/bin/python" "$root/examples/digits/train.py" "$models"; fi
 exec "$work/venv/bin/python" "$here/check.py" "$target/debug/enclos" "$root/services/inference/enclave" "$models" "$work"
