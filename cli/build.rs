@@ -13,9 +13,10 @@ use std::{env, fs};
 const SDK: [&str; 5] = ["interface", "interface/macros", "platform", "host", "trusted/enclave"];
 
 /// Crates of the inference service's enclave, besides those of the SDK.
-const INFERENCE: [&str; 6] = [
+const INFERENCE: [&str; 7] = [
     "verifier",
     "verifier/tls",
+    "services/http",
     "services/inference",
     "services/inference/engine",
     "services/inference/enclave",

@@ -53,6 +53,11 @@ pub(crate) const STEPS: &[Step] = &[
     },
     Step { name: "jwe", about: "jwcrypto and enclos model on each other's encrypted files", run: jwe },
     Step {
+        name: "key-broker",
+        about: "a model that its operator never sees: broker, server and client, in enclaves refused and accepted",
+        run: key_broker,
+    },
+    Step {
         name: "tritonclient",
         about: "Triton's client and curl through the verifying proxy to models in an enclave",
         run: tritonclient,
@@ -198,6 +203,14 @@ fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 fn jwe(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[venv()], tally)?;
     run(&mut suite(c, "jwe/run.sh"), tally).map(drop)
+}
+
+fn key_broker(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+    let said = run(&mut suite(c, "inference/demo.sh"), tally)?;
+    for expected in ["ACCEPTED, but EMULATED", "released", "refused", "All of it holds"] {
+        expect(&said, expected)?;
+    }
+    Ok(())
 }
 
 fn tritonclient(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
@@ -413,6 +426,11 @@ fn scaffold(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
             let said = run(command().args(["run", "--", "Ada"]), tally)?;
             expect(&said, ", Ada, from inside the enclave")?;
             run(command().args(["inspect"]), tally)?;
+            // What is not in the default build says how to get it.
+            for (name, feature) in [("attestation-service", "attestation-service"), ("infer", "inference")] {
+                let said = run(command().args([name, "--help"]), tally)?;
+                expect(&said, &format!("cargo install --path cli --features {feature}"))?;
+            }
             run(c.cargo(&demo).env_remove("CARGO_TARGET_DIR").arg("test"), tally)?;
         }
     }

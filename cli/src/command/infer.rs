@@ -3,10 +3,9 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use enclos_inference::client::attested_tls::Connection;
-use enclos_inference::client::{ClientError, Verified};
+use enclos_inference::client::{ClientError, Http, Request, Verified, fetch_offer};
 use enclos_inference::{OFFER_PATH, Offer, OfferedModel};
 use enclos_verifier::{Collateral, Hex, Time};
 use serde_json::{Value, json};
@@ -16,10 +15,6 @@ use crate::ui::{BAD, LABEL, Ui, say};
 
 /// The server is refused.
 const REFUSED: u8 = 4;
-/// Longest answer in bytes.
-const MAX_ANSWER: u64 = 256 << 20;
-/// How long the server may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,13 +71,15 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let waiting = ui.wait("asking for evidence");
     let (mut way, offer) = match args.server.strip_prefix("attested-tls://") {
         None => {
-            let server = Server::at(&args.server);
-            let offer = server.get(OFFER_PATH)?;
+            let server = Http::at(&args.server);
+            let offer = fetch_offer(&server).map_err(peer)?;
             (Way::Encapsulated(server), offer)
         }
         Some(address) => match Connection::open(address.trim_end_matches('/'), &policy, &collateral) {
             Ok(mut connection) => {
                 let (_, offer) = connection.ask("GET", OFFER_PATH, Vec::new()).map_err(peer)?;
+                let offer =
+                    Offer::from_json(&offer).map_err(|e| Error::Peer(format!("{}: {e}", args.server)))?;
                 (Way::AttestedTls(Box::new(connection)), offer)
             }
             Err(e) => {
@@ -95,7 +92,6 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         },
     };
     drop(waiting);
-    let offer = Offer::from_json(&offer).map_err(|e| Error::Peer(format!("{}: {e}", args.server)))?;
     let verified = match Verified::verify(&offer, &policy, &collateral, Time::now()) {
         Ok(verified) => verified,
         Err(error) => return Ok(refused(&error, &offer, ui)),
@@ -192,14 +188,21 @@ fn shape(data: &Value) -> Vec<usize> {
 
 /// How requests come to the enclave.
 enum Way {
-    Encapsulated(Server),
+    Encapsulated(Http),
     AttestedTls(Box<Connection>),
 }
 
 impl Way {
     fn ask(&mut self, verified: &Verified, method: &str, path: &str, json: Vec<u8>) -> Result<Value, Error> {
         let (status, body) = match self {
-            Self::Encapsulated(server) => server.ask(verified, method, path, json)?,
+            Self::Encapsulated(server) => {
+                let request = match json.is_empty() {
+                    true => Request::get(path),
+                    false => Request::post(path, json),
+                };
+                let answer = verified.ask(server, &request).map_err(peer)?;
+                (answer.status, answer.body)
+            }
             Self::AttestedTls(connection) => connection.ask(method, path, json).map_err(peer)?,
         };
         let answer: Value = serde_json::from_slice(&body)
@@ -216,53 +219,4 @@ impl Way {
 
 fn peer(error: impl std::fmt::Display) -> Error {
     Error::Peer(error.to_string())
-}
-
-/// The host: relays, and is believed in nothing.
-struct Server {
-    url: String,
-    agent: ureq::Agent,
-}
-
-impl Server {
-    fn at(url: &str) -> Self {
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE));
-        Self { url: url.trim_end_matches('/').to_owned(), agent: config.build().new_agent() }
-    }
-
-    fn get(&self, path: &str) -> Result<Vec<u8>, Error> {
-        let url = format!("{}{path}", self.url);
-        Self::body(&url, self.agent.get(&url).call())
-    }
-
-    /// One encrypted request: what the enclave answers.
-    fn ask(
-        &self,
-        verified: &Verified,
-        method: &str,
-        path: &str,
-        json: Vec<u8>,
-    ) -> Result<(u16, Vec<u8>), Error> {
-        let (sealed, reply) = verified.seal(method, path, json).map_err(peer)?;
-        let url = format!("{}/.well-known/ohttp-gateway", self.url);
-        let request = self.agent.post(&url).header("content-type", "message/ohttp-req");
-        reply.open(&Self::body(&url, request.send(&sealed))?).map_err(peer)
-    }
-
-    fn body(
-        url: &str,
-        response: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> Result<Vec<u8>, Error> {
-        let failed = |e: ureq::Error| Error::Peer(format!("{url}: {e}"));
-        let mut response = response.map_err(failed)?;
-        let status = response.status();
-        let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().map_err(failed)?;
-        if status.is_success() {
-            return Ok(body);
-        }
-        // RFC 9457, in the host's words.
-        let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let said = problem["detail"].as_str().unwrap_or("no reason given");
-        Err(Error::Peer(format!("{url} answers {status}: {said}")))
-    }
 }

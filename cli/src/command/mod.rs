@@ -1,10 +1,9 @@
 //! The commands, one file each: its arguments, and what it does.
 
+#[cfg(not(all(feature = "attestation-service", feature = "inference")))]
+mod absent;
 pub(crate) mod aesm;
 #[cfg(feature = "attestation-service")]
-pub(crate) mod attestation_service;
-#[cfg(not(feature = "attestation-service"))]
-#[path = "attestation_service_absent.rs"]
 pub(crate) mod attestation_service;
 pub(crate) mod bench;
 pub(crate) mod build;
@@ -13,31 +12,29 @@ pub(crate) mod doctor;
 pub(crate) mod image;
 #[cfg(feature = "inference")]
 pub(crate) mod infer;
-#[cfg(not(feature = "inference"))]
-#[path = "inference_absent.rs"]
-pub(crate) mod infer;
 #[cfg(feature = "inference")]
 pub(crate) mod inference;
 #[cfg(feature = "inference")]
 pub(crate) mod inference_proxy;
-#[cfg(not(feature = "inference"))]
-pub(crate) use {infer as inference, infer as inference_proxy};
 pub(crate) mod inspect;
 #[cfg(feature = "inference")]
 pub(crate) mod key_broker;
-#[cfg(not(feature = "inference"))]
-pub(crate) use infer as key_broker;
 pub(crate) mod keygen;
 #[cfg(feature = "inference")]
 pub(crate) mod model;
-#[cfg(not(feature = "inference"))]
-pub(crate) use infer as model;
 pub(crate) mod new;
 pub(crate) mod pccs;
 pub(crate) mod quote;
 pub(crate) mod run;
 pub(crate) mod sign;
 pub(crate) mod verify;
+
+#[cfg(not(feature = "attestation-service"))]
+pub(crate) use self::absent::attestation_service;
+#[cfg(not(feature = "inference"))]
+pub(crate) use self::absent::{
+    inference, inference as infer, inference as inference_proxy, inference as key_broker, inference as model,
+};
 
 use std::io;
 use std::net::SocketAddr;

@@ -240,7 +240,6 @@ fn beside(evidence: &Path) -> Result<PathBuf, Error> {
 }
 
 /// The verdict for people: the answer, the reasons, what to do about an emulated platform, then what was found.
-/// A verdict for people, with what to do about emulated platforms.
 pub(super) fn show(verdict: &Verdict, evidence: &[u8]) {
     match (verdict.accepted, verdict.emulated) {
         (true, false) => say!("{GOOD}ACCEPTED{GOOD:#}"),

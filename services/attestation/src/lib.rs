@@ -56,7 +56,7 @@ mod process {
     /// [`StartError`] when something the configuration names is not usable.
     pub async fn run(config: Config) -> Result<(), StartError> {
         // Before the service says that it is ready: who hears that may ask it to stop at once.
-        let stopped = stopped();
+        let stopped = enclos_http::stopped();
         Server::bind(config).await?.serve(stopped).await;
         Ok(())
     }
@@ -98,26 +98,9 @@ mod process {
             .map_err(|source| StartError::Threads { source })?;
         runtime.block_on(async {
             // Before the service says that it is ready: who hears that may ask it to stop at once.
-            let stopped = stopped();
+            let stopped = enclos_http::stopped();
             bind(config).await?.serve(stopped).await;
             Ok(())
         })
-    }
-
-    /// Done when the process is asked to stop, from now on.
-    fn stopped() -> impl Future<Output = ()> + Send + 'static {
-        use tokio::signal::unix::{Signal, SignalKind, signal};
-        // A signal that cannot be caught ends the process at once, as it would any other.
-        let [mut terminate, mut interrupt] =
-            [SignalKind::terminate(), SignalKind::interrupt()].map(|kind| signal(kind).ok());
-        async fn came(signal: Option<&mut Signal>) {
-            match signal {
-                Some(signal) => drop(signal.recv().await),
-                None => std::future::pending().await,
-            }
-        }
-        async move {
-            tokio::select! { () = came(terminate.as_mut()) => {}, () = came(interrupt.as_mut()) => {} }
-        }
     }
 }

@@ -316,6 +316,17 @@ impl Verified {
         Ok((sealed, Reply(response)))
     }
 
+    /// Asks once. A model without a version is asked for by the version that the evidence vouches for.
+    ///
+    /// # Errors
+    /// When no answer of the enclave's comes back. What is wrong with the request, the [`Response`] says.
+    pub fn ask(&self, transport: &impl Transport, request: &Request) -> Result<Response, ClientError> {
+        let request = Request { path: self.pinned(&request.path)?, ..request.clone() };
+        let (sealed, reply) = self.seal_request(&request)?;
+        let [request, response] = ENCAPSULATED;
+        reply.response(&transport.post(GATEWAY_PATH, request, &sealed)?.expect(response)?)
+    }
+
     /// The path with the very version of the model that the evidence vouches for, where it names a model and no version.
     fn pinned(&self, path: &str) -> Result<String, ClientError> {
         let Some(rest) = path.strip_prefix("/v2/models/") else { return Ok(path.to_owned()) };
@@ -362,6 +373,14 @@ impl Reply {
         let headers = message.header().iter().map(|f| (text(f.name()), text(f.value())));
         Ok(Response { status, headers: headers.collect(), body: message.content().to_vec() })
     }
+}
+
+/// What a host offers, for [`Verified::verify`] to judge.
+///
+/// # Errors
+/// When it cannot be reached, or publishes no offer.
+pub fn fetch_offer(transport: &impl Transport) -> Result<Offer, ClientError> {
+    Ok(Offer::from_json(&transport.get(OFFER_PATH)?.expect("application/json")?)?)
 }
 
 /// What a client demands of whoever answers.
@@ -422,8 +441,7 @@ impl<T: Transport> Client<T> {
     }
 
     fn verify(&self) -> Result<Verified, ClientError> {
-        let json = self.transport.get(OFFER_PATH)?.expect("application/json")?;
-        let offer = Offer::from_json(&json)?;
+        let offer = fetch_offer(&self.transport)?;
         let collateral = (self.demands.collateral)().map_err(ClientError::Collateral)?;
         let mut verified = Verified::verify(&offer, &self.demands.policy, &collateral, Time::now())?;
         let wanted = &self.demands.models;
@@ -449,7 +467,7 @@ impl<T: Transport> Client<T> {
     /// [`Response`] says.
     pub fn ask(&self, request: &Request) -> Result<(Response, Arc<Verified>), ClientError> {
         let first = self.verified()?;
-        let outcome = self.ask_one(&first, request);
+        let outcome = first.ask(&self.transport, request);
         let is_gone = match &outcome {
             Ok(response) => response.status == 404,
             Err(ClientError::Host { status: 400, .. }) => true,
@@ -465,15 +483,8 @@ impl<T: Transport> Client<T> {
         let is_same = (&first.key_config, &first.models) == (&second.key_config, &second.models);
         match is_same {
             true => outcome.map(|response| (response, second)),
-            false => self.ask_one(&second, request).map(|response| (response, second)),
+            false => second.ask(&self.transport, request).map(|response| (response, second)),
         }
-    }
-
-    fn ask_one(&self, verified: &Verified, request: &Request) -> Result<Response, ClientError> {
-        let request = Request { path: verified.pinned(&request.path)?, ..request.clone() };
-        let (sealed, reply) = verified.seal_request(&request)?;
-        let [request, response] = ENCAPSULATED;
-        reply.response(&self.transport.post(GATEWAY_PATH, request, &sealed)?.expect(response)?)
     }
 
     /// The next request verifies anew: something is wrong with this one, or with the way to it.

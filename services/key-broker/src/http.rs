@@ -13,7 +13,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -22,13 +21,9 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -44,10 +39,6 @@ const MAX_BODY: usize = 1 << 20;
 const CONNECTIONS: usize = 256;
 /// Requests appraised at once; more wait.
 const APPRAISALS: usize = 4;
-/// How long a client may take for the head of a request, for its body, and for TLS.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long open connections may finish their requests when the broker is told to stop.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// The certificate to serve with.
 #[derive(Clone, Debug)]
@@ -103,7 +94,7 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(ServeError::Threads)?.block_on(async {
         // Before it says that it is ready: who hears that may ask it to stop at once.
-        let stopped = stopped();
+        let stopped = enclos_http::stopped();
         let failed = |source| ServeError::Listen { address: listen, source };
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         ready(listener.local_addr().map_err(failed)?);
@@ -121,55 +112,7 @@ pub async fn serve(
 ) {
     let shared = Arc::new(Shared { broker, appraising: Arc::new(Semaphore::new(APPRAISALS)) });
     let router: Router = Router::new().fallback(answer).with_state(shared);
-    let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        let accept = async {
-            let place = connections.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, stream, from) = tokio::select! {
-            () = &mut stop => break,
-            accepted = accept => match accepted {
-                (place, Ok((stream, from))) => (place, stream, from),
-                // Out of file descriptors, say: others will be closed.
-                (_, Err(_)) => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-        };
-        let _ = stream.set_nodelay(true);
-        let router = router.clone().layer(Extension(from));
-        let (watcher, tls) = (graceful.watcher(), tls.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            match tls {
-                None => converse(stream, router, watcher).await,
-                Some(tls) => {
-                    if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
-                        converse(stream, router, watcher).await;
-                    }
-                }
-            }
-        });
-    }
-    drop(listener);
-    // Whoever is not done by then is cut off.
-    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
-}
-
-async fn converse(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
-    watcher: hyper_util::server::graceful::Watcher,
-) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    // A client that goes away in the middle is its own affair.
-    let _ = watcher.watch(connection).await;
+    enclos_http::serve(listener, tls, router, CONNECTIONS, stop).await;
 }
 
 async fn answer(
@@ -236,7 +179,7 @@ async fn release(shared: Arc<Shared>, key_id: String, from: SocketAddr, body: Bo
 }
 
 async fn read(body: Body) -> Result<Bytes, Response> {
-    match tokio::time::timeout(PATIENCE, to_bytes(body, MAX_BODY)).await {
+    match tokio::time::timeout(enclos_http::PATIENCE, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => {
             let detail = format!("the body did not arrive whole, or is longer than {MAX_BODY} bytes");
@@ -301,21 +244,4 @@ pub fn acceptor(tls: &Tls) -> Result<TlsAcceptor, ServeError> {
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
         .map_err(|e| failed(&tls.certificate, e.to_string()))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-/// Done when the process is asked to stop, from now on.
-fn stopped() -> impl Future<Output = ()> + Send + 'static {
-    use tokio::signal::unix::{Signal, SignalKind, signal};
-    // A signal that cannot be caught ends the process at once, as it would any other.
-    let [mut terminate, mut interrupt] =
-        [SignalKind::terminate(), SignalKind::interrupt()].map(|kind| signal(kind).ok());
-    async fn came(signal: Option<&mut Signal>) {
-        match signal {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
-    }
-    async move {
-        tokio::select! { () = came(terminate.as_mut()) => {}, () = came(interrupt.as_mut()) => {} }
-    }
 }

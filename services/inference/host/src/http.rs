@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
@@ -20,9 +20,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use enclos_inference::{OFFER_PATH, Offer, ServiceError};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -40,10 +37,6 @@ const RESPONSE: &str = "message/ohttp-res";
 /// The problem that tells clients to get another key configuration (RFC 9458, section 5.3).
 const KEY_PROBLEM: &str = "https://iana.org/assignments/http-problem-types#ohttp-key";
 const KIB: usize = 1024;
-/// How long a client may take for the head of a request.
-const HEAD_PATIENCE: Duration = Duration::from_secs(10);
-/// How long open connections may finish their requests when the service is told to stop.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// A service that is ready to serve.
 pub struct Server {
@@ -111,39 +104,7 @@ impl Server {
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) {
         let Self { listener, shared, .. } = self;
         let router: Router = Router::new().fallback(answer).with_state(shared.clone());
-        let graceful = GracefulShutdown::new();
-        let connections = Arc::new(Semaphore::new(shared.limits.connections.max(1)));
-        let mut stop = std::pin::pin!(stop);
-        loop {
-            let accept = async {
-                let place = connections.clone().acquire_owned().await;
-                (place, listener.accept().await)
-            };
-            let (place, stream) = tokio::select! {
-                () = &mut stop => break,
-                accepted = accept => match accepted {
-                    (place, Ok((stream, _))) => (place, stream),
-                    // Out of file descriptors, say: others will be closed.
-                    (_, Err(_)) => {
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                },
-            };
-            let _ = stream.set_nodelay(true);
-            let service = TowerToHyperService::new(router.clone());
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
-            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-            tokio::spawn(async move {
-                let _place = place;
-                // A client that goes away in the middle is its own affair.
-                let _ = connection.await;
-            });
-        }
-        drop(listener);
-        // Whoever is not done by then is cut off.
-        let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+        enclos_http::serve(listener, None, router, shared.limits.connections, stop).await;
         let service = shared.service.clone();
         let _ = tokio::task::spawn_blocking(move || service.end()).await;
     }

@@ -150,30 +150,13 @@ pub fn run(
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(ServeError::Threads)?.block_on(async {
         // Before it says that it is ready: who hears that may ask it to stop at once.
-        let stopped = stopped();
+        let stopped = enclos_http::stopped();
         let server = Server::bind(config, start, events).await?;
         reload_at_hangup(server.service().clone());
         ready(&server);
         server.serve(stopped).await;
         Ok(())
     })
-}
-
-/// Done when the process is asked to stop, from now on.
-fn stopped() -> impl Future<Output = ()> + Send + 'static {
-    use tokio::signal::unix::{Signal, SignalKind, signal};
-    // A signal that cannot be caught ends the process at once, as it would any other.
-    let [mut terminate, mut interrupt] =
-        [SignalKind::terminate(), SignalKind::interrupt()].map(|kind| signal(kind).ok());
-    async fn came(signal: Option<&mut Signal>) {
-        match signal {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
-    }
-    async move {
-        tokio::select! { () = came(terminate.as_mut()) => {}, () = came(interrupt.as_mut()) => {} }
-    }
 }
 
 fn reload_at_hangup(service: Arc<Service>) {

@@ -13,7 +13,6 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -21,9 +20,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use enclos_inference::client::{self, Client, ClientError, Http, Verified};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -34,10 +30,6 @@ const CARRIED: [&str; 3] = ["content-type", "content-encoding", "inference-heade
 const ANSWERED_BY: HeaderName = HeaderName::from_static("enclos-mrenclave");
 /// `true` where the platform proves nothing.
 const EMULATED: HeaderName = HeaderName::from_static("enclos-emulated");
-/// How long a client may take for the head of a request.
-const HEAD_PATIENCE: Duration = Duration::from_secs(10);
-/// How long open connections may finish their requests when the proxy is told to stop.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// What is served, and within which bounds.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +77,7 @@ pub fn run(config: Config, client: Client<Http>, ready: impl FnOnce(SocketAddr))
         let failed = |source| ProxyError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let stopped = stopped();
+        let stopped = enclos_http::stopped();
         ready(address);
         let shared = Shared {
             client: Arc::new(client),
@@ -93,7 +85,8 @@ pub fn run(config: Config, client: Client<Http>, ready: impl FnOnce(SocketAddr))
             body: config.body,
             parallel: Arc::new(Semaphore::new(config.parallel.max(1))),
         };
-        serve(listener, shared, config.connections.max(1), stopped).await;
+        let router = Router::new().fallback(answer).with_state(shared);
+        enclos_http::serve(listener, None, router, config.connections, stopped).await;
         Ok(())
     })
 }
@@ -104,60 +97,6 @@ struct Shared {
     address: SocketAddr,
     body: usize,
     parallel: Arc<Semaphore>,
-}
-
-/// Done when the process is asked to stop, from now on.
-fn stopped() -> impl Future<Output = ()> + Send + 'static {
-    use tokio::signal::unix::{Signal, SignalKind, signal};
-    // A signal that cannot be caught ends the process at once, as it would any other.
-    let [mut terminate, mut interrupt] =
-        [SignalKind::terminate(), SignalKind::interrupt()].map(|kind| signal(kind).ok());
-    async fn came(signal: Option<&mut Signal>) {
-        match signal {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
-    }
-    async move {
-        tokio::select! { () = came(terminate.as_mut()) => {}, () = came(interrupt.as_mut()) => {} }
-    }
-}
-
-async fn serve(listener: TcpListener, shared: Shared, connections: usize, stop: impl Future<Output = ()>) {
-    let router: Router = Router::new().fallback(answer).with_state(shared);
-    let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(connections));
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        let accept = async {
-            let place = connections.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, stream) = tokio::select! {
-            () = &mut stop => break,
-            accepted = accept => match accepted {
-                (place, Ok((stream, _))) => (place, stream),
-                // Out of file descriptors, say: others will be closed.
-                (_, Err(_)) => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            },
-        };
-        let _ = stream.set_nodelay(true);
-        let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
-        let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
-            let _place = place;
-            // A client that goes away in the middle is its own affair.
-            let _ = connection.await;
-        });
-    }
-    drop(listener);
-    // Whoever is not done by then is cut off.
-    let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
 }
 
 async fn answer(State(shared): State<Shared>, request: Request) -> Result<Response, Infallible> {
