@@ -75,14 +75,14 @@ fn test(context: &Context, only: &[String]) -> ExitCode {
         STEPS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name)).collect();
     let lane = |lane| chosen.iter().copied().filter(|s| s.lane == lane).collect::<Vec<_>>();
     let mut rows: Vec<_> = lane(Lane::First).into_iter().map(|s| Row::of(context, s, false)).collect();
-    let (debug, release) = (lane(Lane::Debug), lane(Lane::Release));
-    let together = !debug.is_empty() && !release.is_empty();
+    let lanes: Vec<_> = Lane::TOGETHER.into_iter().map(lane).filter(|l| !l.is_empty()).collect();
+    let together = lanes.len() > 1;
     thread::scope(|scope| {
         let run = |steps: Vec<&'static Step>| {
-            let all = move || steps.into_iter().map(|s| Row::of(context, s, together)).collect::<Vec<_>>();
-            scope.spawn(all)
+            scope.spawn(move || steps.into_iter().map(|s| Row::of(context, s, together)).collect::<Vec<_>>())
         };
-        for lane in [run(debug), run(release)] {
+        let running: Vec<_> = lanes.into_iter().map(run).collect();
+        for lane in running {
             match lane.join() {
                 Ok(lane) => rows.extend(lane),
                 Err(panic) => std::panic::resume_unwind(panic),

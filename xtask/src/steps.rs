@@ -17,37 +17,44 @@ pub(crate) struct Step {
     pub(crate) run: Run,
 }
 
-/// Steps of a lane run one after another, those of the two later lanes side by side: compilers and the tests of running services
-/// wait for different things. Builds without and with optimisation do not wait for each other, since cargo locks a folder a
-/// profile.
+/// Steps of a lane run one after another, those of all but the first side by side: compilers, tests and running services wait for
+/// different things, and cargo locks a target folder a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// Before all others.
     First,
-    /// Uses what the first lane built.
-    Debug,
+    /// Our own tests.
+    Tests,
+    /// Other people's software against what the first lane built.
+    Others,
     /// Builds otherwise.
     Release,
+}
+
+impl Lane {
+    /// Those that run side by side.
+    pub(crate) const TOGETHER: [Self; 3] = [Self::Tests, Self::Others, Self::Release];
 }
 
 /// All of them, in order: what fails fastest and tells most comes first.
 #[rustfmt::skip]
 pub(crate) const STEPS: &[Step] = &[
-    step("workspace", Lane::First, workspace, "unit and integration tests of every crate"),
-    step("trapping", Lane::Debug, trapping, "enclaves on the emulator with every ENCLU trapping"),
-    step("exclusive", Lane::Debug, exclusive, "enclaves with the Linux call interception of older kernels"),
-    step("conformance", Lane::Debug, conformance, "other people's software against ours (tests/conformance)"),
-    step("gdb", Lane::Debug, gdb, "Debian's gdb in an enclave, and what faults report"),
-    step("postgres", Lane::Debug, postgres, "replicas of the attestation service on PostgreSQL"),
-    step("quotes", Lane::Debug, quotes, "somebody else's verifier (dcap-qvl) against emulated quotes and collateral"),
-    step("demo", Lane::Debug, demo, "an example attests: refused by default, accepted when the root is named, and given a token"),
-    step("azure", Lane::Debug, azure, "Azure's attestation SDKs against the service, outside and inside an enclave"),
-    step("onnxruntime", Lane::Debug, onnxruntime, "ONNX Runtime and our engine on models that scikit-learn trains"),
-    step("jwe", Lane::Debug, jwe, "jwcrypto and enclos model on each other's encrypted files"),
-    step("key-broker", Lane::Debug, key_broker, "a model that its operator never sees: broker, server and client, in enclaves refused and accepted"),
-    step("tritonclient", Lane::Debug, tritonclient, "Triton's client and curl through the verifying proxy to models in an enclave"),
-    step("inspector", Lane::Debug, inspector, "the attestation service's evidence inspector in headless Chromium"),
-    step("openapi", Lane::Debug, openapi, "schemathesis against the attestation service's OpenAPI description"),
+    step("build", Lane::First, build, "every crate and its tests, without optimisation"),
+    step("workspace", Lane::Tests, workspace, "unit and integration tests of every crate"),
+    step("trapping", Lane::Tests, trapping, "enclaves on the emulator with every ENCLU trapping"),
+    step("exclusive", Lane::Tests, exclusive, "enclaves with the Linux call interception of older kernels"),
+    step("conformance", Lane::Others, conformance, "other people's software against ours (tests/conformance)"),
+    step("gdb", Lane::Others, gdb, "Debian's gdb in an enclave, and what faults report"),
+    step("postgres", Lane::Tests, postgres, "replicas of the attestation service on PostgreSQL"),
+    step("quotes", Lane::Others, quotes, "somebody else's verifier (dcap-qvl) against emulated quotes and collateral"),
+    step("demo", Lane::Others, demo, "an example attests: refused by default, accepted when the root is named, and given a token"),
+    step("azure", Lane::Others, azure, "Azure's attestation SDKs against the service, outside and inside an enclave"),
+    step("onnxruntime", Lane::Others, onnxruntime, "ONNX Runtime and our engine on models that scikit-learn trains"),
+    step("jwe", Lane::Others, jwe, "jwcrypto and enclos model on each other's encrypted files"),
+    step("key-broker", Lane::Others, key_broker, "a model that its operator never sees: broker, server and client, in enclaves refused and accepted"),
+    step("tritonclient", Lane::Others, tritonclient, "Triton's client and curl through the verifying proxy to models in an enclave"),
+    step("inspector", Lane::Others, inspector, "the attestation service's evidence inspector in headless Chromium"),
+    step("openapi", Lane::Others, openapi, "schemathesis against the attestation service's OpenAPI description"),
     step("fuzz", Lane::Release, fuzz, "every fuzz target for a few seconds, guided by coverage"),
     step("vault", Lane::Release, vault, "the README's first command, twice: the vault survives a restart"),
     step("trusted-base", Lane::Release, trusted_base, "the size of what must be trusted: bytes, lines, other people's crates"),
@@ -74,6 +81,12 @@ fn suite(c: &Context, script: &str) -> Command {
     command.arg(c.root.join("tests/conformance").join(script)).current_dir(&c.root);
     command.env("PACKAGES", EVERYTHING.join(" "));
     command
+}
+
+fn build(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    run(c.cargo(&c.root).arg("test").args(EVERYTHING).arg("--no-run"), report)?;
+    // Programs that no test starts.
+    run(c.cargo(&c.root).arg("build").args(EVERYTHING), report).map(drop)
 }
 
 fn workspace(c: &Context, report: &mut Report) -> Result<(), Failure> {
