@@ -230,7 +230,8 @@ pub mod hostcall {
     pub const FILE_RESIZE: u64 = 69;
     /// posix_fallocate(handle a, from 0, b bytes). Result 0.
     pub const FILE_RESERVE: u64 = 70;
-    /// fstat(handle a): the frame receives a [`FileStatus`](super::FileStatus). Result 0.
+    /// fstat(handle a), or, with b not 0, of what the path of b bytes leads to from that directory: the frame receives a
+    /// [`FileStatus`](super::FileStatus). Result 0.
     pub const FILE_STATUS: u64 = 71;
     /// getdents64(handle a), from the beginning if b = 0: the frame receives `struct linux_dirent64`s. Result: bytes; 0
     /// at the end.
