@@ -78,7 +78,12 @@ fn exhausted_epc_is_an_error_that_the_program_sees() {
         assert!(got.iter().all(|n| (6..14).contains(n)), "{text}");
         assert!(text.contains("small 7000") && !text.contains("corrupt"), "{text}");
     }
-    assert_eq!(machine.epc().0, 0, "all of it came back");
+    // The last of its threads may be on their way out.
+    let until = Instant::now() + Duration::from_secs(10);
+    while machine.epc().0 != 0 {
+        assert!(Instant::now() < until, "{} bytes did not come back", machine.epc().0);
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -111,7 +116,7 @@ fn memory_goes_back_to_the_machine() {
 fn regions_of_threads_go_back_to_the_machine() {
     // A region is 25 pages, of which one stays.
     const REGION: u64 = 25;
-    let image = image(&build("crowd.c"), "threads = 16\nheap = \"32 MiB\"\nprofile = \"sgx2\"");
+    let image = image(&build("crowd.c"), "threads = 16\nheap = \"256 MiB\"\nprofile = \"sgx2\"");
     for trapping in [false, true] {
         let emulator = Emulator::on(machine(1 << 30));
         let emulator = if trapping { emulator.trapping() } else { emulator };
@@ -138,7 +143,7 @@ fn regions_of_threads_go_back_to_the_machine() {
 /// A host that says it will not enter a thread any more and does, or says that it took pages and did not.
 #[test]
 fn lies_about_regions_of_threads_hang_nothing_and_break_nothing() {
-    let image = image(&build("crowd.c"), "threads = 16\nheap = \"32 MiB\"\nprofile = \"sgx2\"");
+    let image = image(&build("crowd.c"), "threads = 16\nheap = \"256 MiB\"\nprofile = \"sgx2\"");
     for (number, lie) in [
         (hostcall::THREAD_RETIRES, 0),
         (hostcall::THREAD_RETIRES, -16),
@@ -155,12 +160,15 @@ fn lies_about_regions_of_threads_hang_nothing_and_break_nothing() {
             start.inspect_host_calls(move |call| if call.number == number { lie } else { call.result });
         let (end, text) = finish(&lying.start().unwrap(), &out);
         const WHOLE: &str = "12 threads\n12 threads\n12 threads\n";
-        // Whoever enters a TCS after having said that it would not is turned away by the CPU, and gives up.
-        let gave_up = lie == 0 && matches!(end, End::Broken { .. }) && WHOLE.starts_with(&text);
-        assert!(
-            (&end, text.as_str()) == (&End::Exited { status: 0 }, WHOLE) || gave_up,
-            "{number} {lie}: {end:?} {text}"
-        );
+        // A host that says that it will not enter a thread and does is turned away by the CPU, and gives up; of one that
+        // says that it will and does not, the program gets no thread.
+        let less = match end {
+            End::Broken { .. } => number == hostcall::THREAD_RETIRES && lie == 0,
+            End::Exited { status: 3 } => number == hostcall::THREAD_RETIRES && lie != 0,
+            _ => false,
+        };
+        let whole = (&end, text.as_str()) == (&End::Exited { status: 0 }, WHOLE);
+        assert!(whole || less && WHOLE.starts_with(&text), "{number} {lie}: {end:?} {text}");
     }
 }
 
