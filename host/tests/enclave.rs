@@ -281,9 +281,9 @@ fn a_debug_image_says_who_panicked_where_backtraces_are_wanted() {
     let callers: Vec<&str> = said.lines().skip_while(|l| !l.starts_with("   0: ")).collect();
     assert!(said.contains("at once"), "{said}");
     if wanted == "1" {
-        assert!(callers.iter().any(|l| l.contains("enclos_test_guest::Program as")), "{said}");
+        assert!(callers.iter().any(|l| l.contains("enclos_test_guest::Guest")), "{said}");
         assert!(callers.iter().any(|l| l.contains("enclos_enclave::serve")), "{said}");
-        assert!(!said.contains("rust_begin_unwind") && !said.contains("default_hook"), "{said}");
+        assert!(!said.contains("default_hook"), "{said}");
     } else {
         assert!(callers.is_empty(), "{said}");
     }
