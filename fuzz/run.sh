@@ -11,7 +11,7 @@ quotes=${ENCLOS_QUOTES:-$root/../shared/quotes}
 amount=${1:-4}
 shift || true
 targets=("$@")
-if [ ${#targets[@]} = 0 ]; then targets=(quote collateral policy jws inspect frame image manifest sealed); fi
+if [ ${#targets[@]} = 0 ]; then targets=(quote collateral policy jws inspect frame image manifest sealed host_replies); fi
 case $amount in *x) limit=-runs=${amount%x} ;; *) limit=-max_total_time=$amount ;; esac
 
 # Flags of the environment would replace those of .cargo/config.toml, and nothing would guide the search.

@@ -19,7 +19,7 @@ use gimli::{
 };
 
 /// Callers shown at most.
-const MAX_FRAMES: usize = 32;
+const MAX_FRAMES: usize = 64;
 /// Largest program whose unwind tables are read, in bytes.
 const MAX_PROGRAM: u64 = 1 << 30;
 /// Vector of a report that no exception is behind: the program ended itself by a Linux call.
@@ -37,21 +37,49 @@ pub(crate) struct Symbol {
 /// Adds to the report of a thread's fault where it was.
 pub(crate) fn explain(end: &mut End, symbols: &[Symbol], base: u64, tcs: u64) {
     let End::Faulted { vector, text, .. } = end else { return };
+    for (number, (_, line)) in callers(symbols, base, tcs, *vector == ABORT).iter().enumerate() {
+        let _ = write!(text, "\n  {number:2}: {line}");
+    }
+}
+
+/// Who panicked, of a thread that is in the Linux call by which it says so. What the standard library does about a panic
+/// and before `main` is left out, as it does itself.
+pub(crate) fn of_panic(symbols: &[Symbol], base: u64, tcs: u64) -> String {
+    let frames = callers(symbols, base, tcs, true);
+    let at = |mark: &str| frames.iter().position(|(name, _)| name.contains(mark));
+    let first = at("__rust_end_short_backtrace").map_or(0, |i| i + 1);
+    let end = at("__rust_begin_short_backtrace").filter(|i| *i > first).unwrap_or(frames.len());
+    let mut text = String::new();
+    for (number, (_, line)) in frames[first..end].iter().enumerate() {
+        let _ = writeln!(text, "  {number:2}: {line}");
+    }
+    text
+}
+
+/// Is this what Rust's standard library says of a panic?
+pub(crate) fn is_panic(message: &[u8]) -> bool {
+    let message = message.strip_prefix(b"\n").unwrap_or(message);
+    let first = message.split(|b| *b == b'\n').next().unwrap_or_default();
+    first.starts_with(b"thread '") && first.windows(13).any(|w| w == b" panicked at ")
+}
+
+/// Where a thread is and who called it, innermost first: names as far as known, and lines for people.
+fn callers(symbols: &[Symbol], base: u64, tcs: u64, by_call: bool) -> Vec<(String, String)> {
     let data = tcs - region::TCS + region::DATA;
-    let Some(frames) = Memory::open().and_then(|memory| frames(&memory, base, data, *vector == ABORT)) else {
-        return;
-    };
-    for (number, address) in frames.iter().enumerate() {
+    let found = Memory::open().and_then(|memory| frames(&memory, base, data, by_call)).unwrap_or_default();
+    let describe = |(number, address): (usize, u64)| {
         // A return address may lie behind its function's end.
         let within = address - u64::from(number != 0);
-        let _ = match within.checked_sub(base).and_then(|offset| symbol(symbols, offset)) {
+        match within.checked_sub(base).and_then(|offset| symbol(symbols, offset)) {
             Some(s) => {
-                let name = rustc_demangle::demangle(&s.name);
-                write!(text, "\n  {number:2}: {name:#} + {:#x}", address - base - s.offset)
+                let name = format!("{:#}", rustc_demangle::demangle(&s.name));
+                let line = format!("{name} + {:#x}", address - base - s.offset);
+                (name, line)
             }
-            None => write!(text, "\n  {number:2}: {address:#x}"),
-        };
-    }
+            None => (String::new(), format!("{address:#x}")),
+        }
+    };
+    found.into_iter().enumerate().map(describe).collect()
 }
 
 /// The function at an offset. The list is sorted.
@@ -217,6 +245,15 @@ mod tests {
         assert_eq!(name(0x180), None);
         assert_eq!(name(0x200).as_deref(), Some("last"));
         assert_eq!(name(0x201), None);
+    }
+
+    #[test]
+    fn panics_are_told_by_what_is_said_of_them() {
+        assert!(is_panic(b"\nthread 'main' (1) panicked at src/main.rs:2:5:\nboo\n"));
+        assert!(is_panic(b"thread 'a b' panicked at x"));
+        for other in [&b""[..], b"\n", b"thread 'main'\n panicked at ", b"note: a thread 'x' panicked at "] {
+            assert!(!is_panic(other));
+        }
     }
 
     #[test]

@@ -559,7 +559,7 @@ pub(crate) struct Shared {
     kind: Kind,
     _shown: crate::debugger::Shown,
     /// Functions, of a debug image.
-    symbols: Vec<Symbol>,
+    pub(crate) symbols: Vec<Symbol>,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) enclave: Arc<dyn Initialized>,
     /// TCSs whose thread waits for calls.
@@ -589,7 +589,7 @@ pub(crate) struct Shared {
 /// One TCS. Fields in cells belong to the OS thread that has taken the slot out of a set.
 #[repr(align(128))]
 pub(crate) struct Slot {
-    tcs: u64,
+    pub(crate) tcs: u64,
     /// Is the TCS part of the image, or was it made since?
     is_there: AtomicBool,
     /// The thread's untrusted frame.
@@ -716,6 +716,16 @@ impl Shared {
             return Err(libc::EEXIST);
         }
         self.free.put(index);
+        Ok(0)
+    }
+
+    /// The thread region of this index is entered no more, if nobody is about to.
+    pub(crate) fn thread_retires(&self, index: u64) -> Result<u64, i32> {
+        let index = usize::try_from(index).ok().filter(|i| *i < self.slots.len()).ok_or(libc::EINVAL)?;
+        if !self.free.remove(index) {
+            return Err(libc::EBUSY);
+        }
+        self.slots[index].is_there.store(false, Ordering::SeqCst);
         Ok(0)
     }
 

@@ -25,13 +25,9 @@ pub(crate) struct Files {
 const MAX_HANDLES: usize = 1 << 20;
 
 /// Flags of open(2) that an enclave may use.
-const FLAGS: u64 = (libc::O_ACCMODE
-    | libc::O_CREAT
-    | libc::O_EXCL
-    | libc::O_TRUNC
-    | libc::O_DIRECTORY
-    | libc::O_PATH
-    | libc::O_NONBLOCK) as u64;
+const FLAGS: u64 =
+    (libc::O_ACCMODE | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_DIRECTORY | libc::O_NONBLOCK)
+        as u64;
 
 impl Files {
     /// Opens the directories.
@@ -126,7 +122,7 @@ impl Shared {
             }
             hostcall::FILE_RESERVE => reserve(fd, offset(b)?),
             hostcall::FILE_STATUS => {
-                let s = status(fd)?;
+                let s = if b == 0 { status(fd)? } else { status_beneath(fd, &text(slot, 0, b)?)? };
                 let modified = (s.st_mtime as u64).saturating_mul(1_000_000_000);
                 let status = FileStatus {
                     inode: s.st_ino,
@@ -263,6 +259,25 @@ fn status(fd: RawFd) -> Result<libc::stat, i32> {
         let mut s: libc::stat = std::mem::zeroed();
         if libc::fstat(fd, &raw mut s) == 0 { Ok(s) } else { Err(errno()) }
     }
+}
+
+/// The status of what a path that does not leave the directory leads to.
+fn status_beneath(directory: RawFd, path: &CStr) -> Result<libc::stat, i32> {
+    // A name in the directory itself that is no link leads nowhere else, and needs no descriptor.
+    if !matches!(path.to_bytes(), b"." | b"..") && !path.to_bytes().contains(&b'/') {
+        // SAFETY: a structure of integers, which the call fills; the name ends with a NUL byte.
+        let s = unsafe {
+            let mut s: libc::stat = std::mem::zeroed();
+            if libc::fstatat(directory, path.as_ptr(), &raw mut s, libc::AT_SYMLINK_NOFOLLOW) != 0 {
+                return Err(errno());
+            }
+            s
+        };
+        if s.st_mode & libc::S_IFMT != libc::S_IFLNK {
+            return Ok(s);
+        }
+    }
+    status(open_beneath(directory, path, libc::O_PATH as u64, 0)?.as_raw_fd())
 }
 
 fn errno() -> i32 {

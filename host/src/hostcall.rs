@@ -13,6 +13,7 @@ use enclos::contract::{Full, Reply, Sink};
 use enclos_platform::sgx_isa::{PageType, SecinfoFlags};
 use enclos_platform::{DynamicMemory, PlatformError};
 
+use crate::backtrace;
 use crate::enclave::{LogLevel, Shared, Slot};
 use crate::entry;
 use crate::memory::{copy, holds};
@@ -116,6 +117,7 @@ impl Shared {
             hostcall::MAKE_TCS => self
                 .change_pages(a, b, |memory, offset, count| memory.modify_type(offset, count, PageType::Tcs)),
             hostcall::THREAD_READY => self.thread_is_ready(a),
+            hostcall::THREAD_RETIRES => self.thread_retires(a),
             hostcall::FILE_MOUNT..=hostcall::FILE_CLOSE => self.files(slot, number, a, b, c),
             _ => Err(libc::ENOSYS),
         })
@@ -204,7 +206,12 @@ impl Shared {
         };
         let bytes = frame_bytes(slot, len)?;
         let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = sink.write_all(bytes).and_then(|()| sink.flush());
+        let mut written = sink.write_all(bytes);
+        if fd == 2 && !self.symbols.is_empty() && backtrace::is_panic(bytes) && wants_backtraces() {
+            let callers = backtrace::of_panic(&self.symbols, self.enclave.base(), slot.tcs);
+            written = written.and_then(|()| sink.write_all(callers.as_bytes()));
+        }
+        let written = written.and_then(|()| sink.flush());
         written.map(|()| len).map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
     }
 
@@ -276,6 +283,11 @@ fn result(outcome: Result<u64, i32>) -> i64 {
         Ok(value) => value as i64,
         Err(errno) => -i64::from(errno),
     }
+}
+
+/// As Rust's standard library has it.
+fn wants_backtraces() -> bool {
+    std::env::var_os("RUST_BACKTRACE").is_some_and(|v| v != "0")
 }
 
 fn sleep(ns: u64) -> Result<u64, i32> {

@@ -35,6 +35,12 @@ impl IndexSet {
         })
     }
 
+    /// Takes this very index out; false when it is not in.
+    pub(crate) fn remove(&self, index: usize) -> bool {
+        let bit = 1 << (index % 64);
+        self.words.get(index / 64).is_some_and(|word| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
+    }
+
     /// How many are in it right now.
     pub(crate) fn len(&self) -> usize {
         self.words.iter().map(|w| w.load(Ordering::Relaxed).count_ones() as usize).sum()
@@ -145,6 +151,8 @@ mod tests {
             set.put(i);
         }
         assert_eq!(set.len(), 4);
+        assert!(set.remove(64) && !set.remove(64) && !set.remove(1000));
+        set.put(64);
         let taken: Vec<_> = std::iter::from_fn(|| set.take()).collect();
         assert_eq!(taken, [0, 63, 64, 129]);
         assert_eq!(set.take(), None);

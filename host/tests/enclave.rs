@@ -257,6 +257,113 @@ fn a_debug_image_says_where_it_faulted_and_no_other_does() {
 }
 
 #[test]
+fn a_debug_image_says_who_panicked_where_backtraces_are_wanted() {
+    const NAME: &str = "a_debug_image_says_who_panicked_where_backtraces_are_wanted";
+    const WANTED: &str = "RUST_BACKTRACE";
+    let wanted = std::env::var("ENCLOS_TEST_PANICS").ok();
+    let Some(wanted) = wanted else {
+        // The environment is a process's: once with and once without.
+        for wanted in ["1", "0"] {
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let again = again.args(["--exact", NAME]).env(WANTED, wanted).env("ENCLOS_TEST_PANICS", wanted);
+            let done = again.output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        }
+        return;
+    };
+    let said_of = |image: Vec<u8>| {
+        let err = Captured::default();
+        let enclave = Enclave::builder(image).on(emulator()).stderr(err.clone()).start().unwrap();
+        enclave.connect::<GuestClient<_>>().unwrap().panic("at once").unwrap_err();
+        err.text()
+    };
+    let said = said_of(support::sign(&format!("{CONFIG}debug = true\n"), false));
+    let callers: Vec<&str> = said.lines().skip_while(|l| !l.starts_with("   0: ")).collect();
+    assert!(said.contains("at once"), "{said}");
+    if wanted == "1" {
+        assert!(callers.iter().any(|l| l.contains("enclos_test_guest::Guest")), "{said}");
+        assert!(callers.iter().any(|l| l.contains("enclos_enclave::serve")), "{said}");
+        assert!(!said.contains("default_hook"), "{said}");
+    } else {
+        assert!(callers.is_empty(), "{said}");
+    }
+    assert!(!said_of(image().to_vec()).contains("   0: "), "addresses of others would help attackers");
+}
+
+/// What a party that remembers the state of sealed files can tell by it.
+#[test]
+fn the_state_of_sealed_files_tells_older_other_and_altered_ones() {
+    type State = Result<([u8; 16], u64, Vec<u8>), i32>;
+    const ENOENT: i32 = 2;
+    const EIO: i32 = 5;
+    let mount = "[[mounts]]\npath = \"/data\"\nkind = \"sealed\"\n";
+    let image = support::sign(&format!("{CONFIG}{mount}"), false);
+    let directory = tempfile::tempdir().unwrap();
+    // The state at a start, and what becomes of it when this is written.
+    let visit = |data: Option<&[u8]>| -> (State, State) {
+        let enclave = Enclave::builder(image.clone()).on(emulator()).mount("/data", directory.path());
+        let enclave = enclave.log(|_, _| {}).start().unwrap();
+        let guest = enclave.connect::<GuestClient<_>>().unwrap();
+        let ask = || match guest.sealed_state("/data") {
+            Ok(state) => Ok(state),
+            Err(CallError::Method(errno)) => Err(errno),
+            Err(CallError::Failed(e)) => panic!("{e}"),
+        };
+        assert!(matches!(guest.sealed_state("/elsewhere"), Err(CallError::Method(ENOENT))));
+        let before = ask();
+        if let Some(data) = data {
+            guest.keep("/data/file", data).unwrap();
+            // Nothing of this is durable, so it is not part of the state.
+            let durable = ask();
+            assert!(guest.sealed_state("/data") == durable.clone().map_err(CallError::Method));
+            return (before, durable);
+        }
+        (before.clone(), before)
+    };
+    let (fresh, first) = visit(Some(b"one"));
+    let (fresh, first) = (fresh.unwrap(), first.unwrap());
+    assert!(first.0 == fresh.0 && first.1 > fresh.1 && first.2 != fresh.2);
+    assert_eq!(visit(None).0, Ok(first.clone()), "it is the same after a restart");
+    let files = ["root", "blocks"];
+    let read = || files.map(|f| std::fs::read(directory.path().join(f)).unwrap());
+    let write = |contents: &[Vec<u8>; 2]| {
+        files.iter().zip(contents).for_each(|(f, c)| std::fs::write(directory.path().join(f), c).unwrap());
+    };
+    let old = read();
+    let (again, second) = visit(Some(b"two"));
+    let second = second.unwrap();
+    assert_eq!(again, Ok(first.clone()));
+    assert!(second.0 == first.0 && second.1 > first.1 && second.2 != first.2);
+    // The same contents once more are another state.
+    let third = visit(Some(b"two")).1.unwrap();
+    assert!(third.1 > second.1 && third.2 != second.2);
+    let new = read();
+
+    write(&old);
+    assert_eq!(visit(None).0, Ok(first.clone()), "an older one is told by generation and digest");
+    let otherwise = visit(Some(b"2nd")).1.unwrap();
+    assert!(otherwise.1 == second.1 && otherwise.2 != second.2, "another way from there by the digest alone");
+    write(&[old[0].clone(), new[1].clone()]);
+    assert_eq!(visit(None).0, Err(EIO), "one of the two files older");
+    let mut refused = 0;
+    for (file, at) in [(0, 100), (0, 4096 + 200), (1, 80), (1, 2 * 4096 + 1), (1, 3 * 4096)] {
+        let mut altered = new.clone();
+        altered[file][at] ^= 1;
+        write(&altered);
+        match visit(None).0 {
+            Ok(state) => assert_eq!(state, third, "byte {at} of {}", files[file]),
+            Err(errno) => {
+                assert!(errno == EIO || errno == 13, "{errno}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "no alteration was noticed");
+    files.iter().for_each(|f| std::fs::remove_file(directory.path().join(f)).unwrap());
+    assert_ne!(visit(None).0.unwrap().0, first.0, "one that was emptied is another volume");
+}
+
+#[test]
 fn deadlines_take_threads_out() {
     let (_enclave, guest) = start();
     let hasty = guest.with_deadline(Duration::from_millis(50));

@@ -15,7 +15,7 @@
 //! anyone touches it, and what is read is copied once and only then looked at.
 
 /// Version of everything in this module; the host checks it against the image's before the first entry.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Page size of EPC pages (SDM vol. 3D, 34.5).
 pub const PAGE_SIZE: u64 = 4096;
@@ -210,6 +210,9 @@ pub mod hostcall {
     pub const MAKE_TCS: u64 = 52;
     /// The thread region of index a can be entered now: its TCS was accepted. Result 0.
     pub const THREAD_READY: u64 = 53;
+    /// The region of the thread with index a is to be taken apart: its TCS is not to be entered until THREAD_READY says
+    /// so. Result 0; -EBUSY: it is in use.
+    pub const THREAD_RETIRES: u64 = 54;
 
     // Files of the host's directories that were given for mounts of the manifest. Paths are relative to the mount's
     // directory, without NUL, and stand at the start of the frame; the host follows none that leads out of it. Handles
@@ -230,7 +233,8 @@ pub mod hostcall {
     pub const FILE_RESIZE: u64 = 69;
     /// posix_fallocate(handle a, from 0, b bytes). Result 0.
     pub const FILE_RESERVE: u64 = 70;
-    /// fstat(handle a): the frame receives a [`FileStatus`](super::FileStatus). Result 0.
+    /// fstat(handle a), or, with b not 0, of what the path of b bytes leads to from that directory: the frame receives a
+    /// [`FileStatus`](super::FileStatus). Result 0.
     pub const FILE_STATUS: u64 = 71;
     /// getdents64(handle a), from the beginning if b = 0: the frame receives `struct linux_dirent64`s. Result: bytes; 0
     /// at the end.

@@ -170,7 +170,21 @@ impl EnclavePages {
     pub(super) fn eaug(&self, offset: u64, count: u64) -> Result<(), PlatformError> {
         self.kernel_requires_sgx2()?;
         // The memory is untouched, or was given back when the page was removed: zero, and not accessible.
-        self.state.eaug(offset, count)
+        self.state.eaug(offset, count)?;
+        self.prefer_huge_pages(offset, count);
+        Ok(())
+    }
+
+    /// Lets the kernel take memory for a large piece in pages of 2 MiB: bringing, closing and freeing them one by one
+    /// takes 4 KiB pages of 1 GiB a tenth of a second.
+    fn prefer_huge_pages(&self, offset: u64, count: u64) {
+        let at = self.memory.range(offset, count * PAGE) as u64;
+        let (first, end) = (at.next_multiple_of(HUGE), (at + count * PAGE) / HUGE * HUGE);
+        if first < end {
+            // SAFETY: pages of this enclave, whose contents stay as they are. A kernel without huge pages refuses, which
+            // changes nothing but the time that it takes.
+            unsafe { libc::madvise(first as *mut _, (end - first) as usize, libc::MADV_HUGEPAGE) };
+        }
     }
 
     /// ENCLS\[EMODPR\] of pages, one after another.
@@ -292,6 +306,9 @@ impl EnclavePages {
 
 /// Pages whose memory is made accessible at once, at most, to each side of the one that was touched: 1 GiB.
 const MOST_SETTLED: usize = 1 << 18;
+
+/// The kernel's huge pages.
+const HUGE: u64 = 2 << 20;
 
 struct Lock<'a>(&'a AtomicBool);
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use enclos::abi::hostcall;
 use enclos_host::{Captured, Enclave, End, LoadError, StartError};
 use enclos_pack::Image;
 use enclos_platform::emulator::Emulator;
@@ -77,7 +78,12 @@ fn exhausted_epc_is_an_error_that_the_program_sees() {
         assert!(got.iter().all(|n| (6..14).contains(n)), "{text}");
         assert!(text.contains("small 7000") && !text.contains("corrupt"), "{text}");
     }
-    assert_eq!(machine.epc().0, 0, "all of it came back");
+    // The last of its threads may be on their way out.
+    let until = Instant::now() + Duration::from_secs(10);
+    while machine.epc().0 != 0 {
+        assert!(Instant::now() < until, "{} bytes did not come back", machine.epc().0);
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -104,6 +110,66 @@ fn memory_goes_back_to_the_machine() {
     }
     assert!(machine.epc().0 < 8 << 20, "{}", machine.epc().0);
     drop(idle);
+}
+
+#[test]
+fn regions_of_threads_go_back_to_the_machine() {
+    // A region is 25 pages, of which one stays.
+    const REGION: u64 = 25;
+    let image = image(&build("crowd.c"), "threads = 16\nheap = \"256 MiB\"\nprofile = \"sgx2\"");
+    for trapping in [false, true] {
+        let emulator = Emulator::on(machine(1 << 30));
+        let emulator = if trapping { emulator.trapping() } else { emulator };
+        let (out, go) = (Captured::default(), Arc::new(AtomicU64::new(0)));
+        let start = builder(&image).on(Arc::new(emulator)).stdout(out.clone()).stderr(out.clone());
+        // How many regions were taken apart, as the host is asked for it.
+        let count = go.clone();
+        let start = start.inspect_host_calls(move |call| {
+            if call.number == hostcall::THREAD_RETIRES && call.result == 0 {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+            call.result
+        });
+        let enclave = start.start().unwrap();
+        let (end, text) = finish(&enclave, &out);
+        assert_eq!((end, text.as_str()), (End::Exited { status: 0 }, "12 threads\n12 threads\n12 threads\n"));
+        let (retired, statistics) = (go.load(Ordering::SeqCst), enclave.statistics());
+        // Three times twelve threads, of which a few are kept for the next.
+        assert!(retired >= 3 * 6, "{retired} {statistics:?}");
+        assert!(statistics.pages_removed >= retired * (REGION - 1), "{retired} {statistics:?}");
+    }
+}
+
+/// A host that says it will not enter a thread any more and does, or says that it took pages and did not.
+#[test]
+fn lies_about_regions_of_threads_hang_nothing_and_break_nothing() {
+    let image = image(&build("crowd.c"), "threads = 16\nheap = \"256 MiB\"\nprofile = \"sgx2\"");
+    for (number, lie) in [
+        (hostcall::THREAD_RETIRES, 0),
+        (hostcall::THREAD_RETIRES, -16),
+        (hostcall::THREAD_RETIRES, i64::MIN),
+        (hostcall::THREAD_RETIRES, 1 << 40),
+        (hostcall::THREAD_READY, -5),
+        (hostcall::TRIM, -1),
+        (hostcall::REMOVE, -1),
+        (hostcall::REMOVE, i64::MAX),
+    ] {
+        let out = Captured::default();
+        let start = builder(&image).on(emulator()).stdout(out.clone()).stderr(out.clone()).log(|_, _| {});
+        let lying =
+            start.inspect_host_calls(move |call| if call.number == number { lie } else { call.result });
+        let (end, text) = finish(&lying.start().unwrap(), &out);
+        const WHOLE: &str = "12 threads\n12 threads\n12 threads\n";
+        // A host that says that it will not enter a thread and does is turned away by the CPU, and gives up; of one that
+        // says that it will and does not, the program gets no thread.
+        let less = match end {
+            End::Broken { .. } => number == hostcall::THREAD_RETIRES && lie == 0,
+            End::Exited { status: 3 } => number == hostcall::THREAD_RETIRES && lie != 0,
+            _ => false,
+        };
+        let whole = (&end, text.as_str()) == (&End::Exited { status: 0 }, WHOLE);
+        assert!(whole || less && WHOLE.starts_with(&text), "{number} {lie}: {end:?} {text}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use enclos::manifest::{Manifest, items};
 use crate::entry;
 use crate::host::{self, Errno};
 use crate::memory::{self, PAGE};
+use crate::replies::{self, environment, name_of, variables};
 use crate::thread::{self, Thread, state};
 
 static APP: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
@@ -248,13 +249,12 @@ fn build_stack(
             if !host::copy_in(given.args, bytes) {
                 return Err(refusal::POINTER);
             }
-            bytes.split(|b| *b == 0).take(bytes.iter().filter(|b| **b == 0).count()).for_each(|a| s.add(a));
+            replies::arguments(bytes).for_each(|a| s.add(a));
             let _ = memory::unmap(raw, args_len);
         }
         let argc = s.end_list();
-        let fixed = |name: &[u8]| items(manifest.fixed_env).any(|e| name_of(e.as_bytes()) == name);
         items(manifest.fixed_env).for_each(|e| s.add(e.as_bytes()));
-        if !fixed(b"GLIBC_TUNABLES") {
+        if !items(manifest.fixed_env).any(|e| name_of(e.as_bytes()) == b"GLIBC_TUNABLES") {
             s.add(GLIBC_TUNABLES.as_bytes());
         }
         if env_len != 0 {
@@ -263,16 +263,10 @@ fn build_stack(
             if !host::copy_in(given.env, bytes) {
                 return Err(refusal::POINTER);
             }
-            for entry in bytes.split(|b| *b == 0).filter(|e| e.contains(&b'=')) {
-                let name = name_of(entry);
-                if name == REPORT_VARIABLE.as_bytes() && manifest.stdio {
-                    crate::calls::want_report();
-                }
-                let allowed = items(manifest.env).any(|n| n.as_bytes() == name) && name != b"GLIBC_TUNABLES";
-                if allowed && !fixed(name) {
-                    s.add(entry);
-                }
+            if manifest.stdio && variables(bytes).any(|e| name_of(e) == REPORT_VARIABLE.as_bytes()) {
+                crate::calls::want_report();
             }
+            environment(bytes, manifest.env, manifest.fixed_env).for_each(|e| s.add(e));
             let _ = memory::unmap(raw, env_len);
         }
         s.end_list();
@@ -317,10 +311,6 @@ fn build_stack(
         core::ptr::copy_nonoverlapping(s.first as *const u64, (top + 8) as *mut u64, words as usize);
         Ok(top)
     }
-}
-
-fn name_of(entry: &[u8]) -> &[u8] {
-    entry.split(|b| *b == b'=').next().unwrap_or(entry)
 }
 
 /// Strings and the pointers to them, in fresh pages whose sizes the caller computed.

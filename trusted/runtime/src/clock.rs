@@ -6,10 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use enclos::abi::{ClockSample, hostcall};
 
 use crate::host::{self, Errno, Frame};
+use crate::replies;
 use crate::thread::Thread;
-
-/// Frequencies of the time-stamp counter that are believed, in Hz.
-const PLAUSIBLE_HZ: core::ops::RangeInclusive<u64> = 100_000_000..=20_000_000_000;
 
 /// The last sample, under a sequence lock: odd while it changes.
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
@@ -37,13 +35,10 @@ pub fn set(sample: &ClockSample) {
     {
         return;
     }
-    let hz = if PLAUSIBLE_HZ.contains(&sample.tsc_hz) && sample.tsc != 0 { sample.tsc_hz } else { 0 };
+    let (hz, scale) = replies::counter_rate(sample);
     TSC.store(sample.tsc, Ordering::Relaxed);
     HZ.store(hz, Ordering::Relaxed);
-    SCALE.store(
-        if hz == 0 { 0 } else { ((1_000_000_000_u128 << 32) / u128::from(hz)) as u64 },
-        Ordering::Relaxed,
-    );
+    SCALE.store(scale, Ordering::Relaxed);
     REALTIME.store(sample.realtime_ns, Ordering::Relaxed);
     MONOTONIC.store(sample.monotonic_ns, Ordering::Relaxed);
     SEQUENCE.store(sequence + 2, Ordering::Release);
@@ -68,7 +63,7 @@ pub fn now(me: &mut Thread, clock: Clock) -> Result<u64, Errno> {
     let (tsc, hz, scale, at) = base;
     let ticks = if hz == 0 { u64::MAX } else { crate::cpu::rdtsc().wrapping_sub(tsc) };
     let ns = if ticks < hz {
-        at.saturating_add(((u128::from(ticks) * u128::from(scale)) >> 32) as u64)
+        at.saturating_add(replies::nanoseconds(ticks, scale))
     } else {
         let sample = ask(me)?;
         set(&sample);

@@ -7,11 +7,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use enclos::abi::{FRAME_SIZE, exit, hostcall};
 
 use crate::entry;
+pub use crate::replies::{Errno, checked};
 use crate::thread::{Thread, state};
-
-/// A Linux error number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Errno(pub i32);
 
 impl Errno {
     pub const PERM: Self = Self(1);
@@ -54,8 +51,6 @@ impl Errno {
 }
 
 const INTERRUPTED: i64 = -(Errno::INTR.0 as i64);
-/// Highest Linux error number.
-const MAX_ERRNO: i64 = 4095;
 
 static BASE: AtomicU64 = AtomicU64::new(0);
 static SIZE: AtomicU64 = AtomicU64::new(0);
@@ -105,15 +100,6 @@ pub fn call(me: &mut Thread, number: u64, a: u64, b: u64, c: u64, nestable: bool
     // SAFETY: as above, and NESTED_CALL where allowed.
     let answer = unsafe { entry::enclos_switch(exit::HOST_CALL, number, a, b, c) };
     answer.value as i64
-}
-
-/// The host's answer as a result that is at most `most`; anything else it says is an I/O error.
-pub fn checked(answer: i64, most: u64) -> Result<u64, Errno> {
-    match answer {
-        0.. if answer as u64 <= most => Ok(answer as u64),
-        _ if (-MAX_ERRNO..0).contains(&answer) => Err(Errno(-answer as i32)),
-        _ => Err(Errno::IO),
-    }
 }
 
 /// A thread's untrusted frame: checked once, at start, to lie outside.

@@ -9,7 +9,7 @@
 //! - [`table`]: what the enclave library asks beyond Linux: parking, typed host calls, reports, keys;
 //! - [`heap`]: the runtime's own allocations;
 //! - [`thread`], [`memory`], [`pages`], [`clock`], [`cpu`]: what those stand on;
-//! - [`host`]: the one place that touches memory of the host;
+//! - [`host`]: the one place that touches memory of the host; [`replies`]: what it answers, judged;
 //! - [`exception`]: entries at CSSA = 1.
 //!
 //! It assumes nothing of the host but that it answers. The application is trusted: it is measured too.
@@ -36,6 +36,7 @@ mod lock;
 mod mem;
 mod memory;
 mod pages;
+mod replies;
 mod table;
 mod thread;
 

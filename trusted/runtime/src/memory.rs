@@ -528,23 +528,23 @@ fn leave(first: usize, count: usize, then: Then) {
         }
         heap.set_states(first, count, state::PRESENT | state::LEAVING);
     }
-    pages::send_back(address(first), count as u64, |i, gone| {
+    pages::send_back(address(first), count as u64, |i, run, gone| {
         let mut heap = HEAP.lock();
-        let index = first + i as usize;
+        let (index, run) = (first + i as usize, run as usize);
         let now = match (gone, then) {
             (Gone::Unknown, _) => state::LOST,
             (Gone::Yes, Then::Free) => 0,
             (Gone::Yes, Then::Promised) => state::LAZY | state::PROMISED,
             (Gone::No, _) => state::PRESENT,
         };
-        heap.set_states(index, 1, now);
+        heap.set_states(index, run, now);
         if then == Then::Free && gone != Gone::Unknown {
-            heap.mark(index, 1, false);
+            heap.mark(index, run, false);
         }
         let at = heap.address(index);
         drop(heap);
         if then == Then::Promised && gone == Gone::No {
-            clear(at, 1);
+            clear(at, run);
         }
     });
 }

@@ -100,8 +100,8 @@ pub enum Gone {
     Unknown,
 }
 
-/// Gives regular pages back. `each` learns what became of them, one after another.
-pub fn send_back(at: u64, pages: u64, mut each: impl FnMut(u64, Gone)) {
+/// Gives regular pages back. `each` learns what became of them, run by run: first page, number.
+pub fn send_back(at: u64, pages: u64, mut each: impl FnMut(u64, u64, Gone)) {
     // A host that says no may have done it all the same, and the other way round: EACCEPT tells.
     let _ = ask(hostcall::TRIM, at, pages, 0);
     // Pages gone one after another, up to this one.
@@ -122,11 +122,11 @@ pub fn send_back(at: u64, pages: u64, mut each: impl FnMut(u64, Gone)) {
         // Before others may ask for them anew. If the host does not free them, that is its memory.
         if run != 0 {
             let _ = ask(hostcall::REMOVE, at + (i - run) * PAGE, run, 0);
+            each(i - run, run, Gone::Yes);
         }
-        (i - run..i).for_each(|gone| each(gone, Gone::Yes));
         run = 0;
         if i < pages {
-            each(i, gone);
+            each(i, 1, gone);
         }
     }
 }

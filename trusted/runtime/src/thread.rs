@@ -9,6 +9,7 @@ use crate::entry::{self, Registers};
 use crate::host::Errno;
 use crate::lock::SpinLock;
 use crate::memory::PAGE;
+use crate::pages::Gone;
 
 /// What a thread is doing, from the point of view of who may enter its TCS.
 pub mod state {
@@ -71,6 +72,8 @@ const _: () = assert!(size_of::<Thread>() <= (region::APPLICATION_FS - region::D
 
 /// Threads the image has; set at start.
 static COUNT: AtomicU32 = AtomicU32::new(0);
+/// Of these, regions that are part of the image.
+static PRESENT: AtomicU32 = AtomicU32::new(0);
 static AREA: AtomicU64 = AtomicU64::new(0);
 static FRAMES: AtomicU64 = AtomicU64::new(0);
 
@@ -78,6 +81,7 @@ static FRAMES: AtomicU64 = AtomicU64::new(0);
 pub fn initialise(area: u64, count: u32, present: u32, frames: u64) {
     AREA.store(area, Ordering::Relaxed);
     COUNT.store(count, Ordering::Relaxed);
+    PRESENT.store(present, Ordering::Relaxed);
     for region in REGIONS.iter().take((present as usize).min(REGIONS.len())) {
         region.store(region_state::WHOLE, Ordering::Relaxed);
     }
@@ -315,7 +319,7 @@ static REGIONS: [AtomicU32; MAX_REGIONS] = [const { AtomicU32::new(0) }; MAX_REG
 
 /// In a word of [`REGIONS`], next to pages that are no guards (page 0 and the last are).
 mod region_state {
-    /// A thread is making it.
+    /// A thread is making it, or taking it apart.
     pub const BEING_MADE: u32 = 1;
     /// It has a TCS.
     pub const WHOLE: u32 = 1 << 31;
@@ -392,6 +396,83 @@ fn fill_region(index: u64, word: &AtomicU32, info_offset: u64) -> Result<(), Err
     crate::pages::make_tcs(at + region::TCS)
 }
 
+/// Regions without a thread that are kept for the next ones.
+const KEPT: usize = 2;
+
+/// Gives the regions of threads that have ended back to the host, but for [`KEPT`].
+fn remove_idle_regions() {
+    let is_idle = |index: &u32| {
+        // SAFETY: as in [`tid_of`]; the data page stays.
+        let is_free = unsafe { (&raw const (*at(*index)).state).read_volatile() } == state::FREE;
+        is_free && tid_of(*index) == 0
+    };
+    let mut idle = all().filter(is_idle).count();
+    let present = PRESENT.load(Ordering::Relaxed);
+    for index in all().filter(|index| *index >= present) {
+        if idle <= KEPT {
+            break;
+        }
+        if is_idle(&index) && remove_region(index) {
+            idle -= 1;
+        }
+    }
+}
+
+/// Gives the region of a thread that has ended back to the host. Its data page stays: others may be looking at it.
+///
+/// Whether somebody is in there after all, only the CPU knows: it lets the TCS go when nobody is, nor can come back.
+fn remove_region(index: u32) -> bool {
+    let Some(word) = REGIONS.get(index as usize) else { return false };
+    let claimed = region_state::WHOLE | region_state::BEING_MADE;
+    if word.compare_exchange(region_state::WHOLE, claimed, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        return false;
+    }
+    let ask = |number| crate::host::call_keeping(Thread::current(), number, u64::from(index), 0, 0);
+    // A thread that was cloned meanwhile may be about to enter it. Until that is settled it is to be found there.
+    if ask(hostcall::THREAD_RETIRES) != 0 {
+        word.store(region_state::WHOLE, Ordering::Release);
+        return false;
+    }
+    let start = AREA.load(Ordering::Relaxed) + u64::from(index) * region::STRIDE;
+    // The TCS and what follows it first.
+    let runs = [
+        (region::TCS / PAGE, 1 + (region::NSSA * region::SSA_FRAME_PAGES) as u64),
+        REGION_RUNS[0],
+        REGION_RUNS[1],
+    ];
+    let mut there = 1_u32 << (region::DATA / PAGE);
+    let mut is_known = true;
+    for (first, pages) in runs {
+        let (mut gone, mut is_tcs_there) = (0, false);
+        crate::pages::send_back(start + first * PAGE, pages, |i, count, outcome| match outcome {
+            Gone::Yes => gone += count,
+            Gone::No => {
+                there |= 1 << (first + i);
+                is_tcs_there |= first + i == region::TCS / PAGE;
+            }
+            Gone::Unknown => is_known = false,
+        });
+        if is_tcs_there && gone == 0 && is_known {
+            // The host will not: all is as it was.
+            word.store(region_state::WHOLE, Ordering::Release);
+            ask(hostcall::THREAD_READY);
+            return false;
+        }
+        if is_tcs_there || first == region::TCS / PAGE && !is_known {
+            // A TCS without frames, or nobody knows what: it is never used again.
+            word.store(region_state::BEING_MADE, Ordering::Release);
+            return false;
+        }
+    }
+    // SAFETY: nobody is in there, and others look at these words only.
+    unsafe {
+        (&raw mut (*at(index)).tid).write_volatile(0);
+        (&raw mut (*at(index)).state).write_volatile(state::FREE);
+    }
+    word.store(if is_known { there } else { there | region_state::BEING_MADE }, Ordering::Release);
+    true
+}
+
 /// Entry of [`op::THREAD`]: runs a thread that waits to be started, if there is one.
 pub unsafe extern "C" fn run_pending() -> ! {
     let me = Thread::current();
@@ -424,6 +505,9 @@ pub unsafe extern "C" fn run_pending() -> ! {
 
 /// exit(2): ends the thread and frees its TCS.
 pub fn end(me: &mut Thread) -> ! {
+    if crate::pages::are_dynamic() && !crate::ended() {
+        remove_idle_regions();
+    }
     // First: whoever waits for its end may make another thread at once, which is to find the region without one.
     me.tid = 0;
     if me.clear_tid != 0 {

@@ -42,6 +42,10 @@ pub trait Guest {
     /// Leaves another rounding mode in MXCSR and the x87 control word.
     fn round_otherwise(&self);
     fn pointers(&self) -> Vec<String>;
+    /// Writes a file and makes it durable.
+    fn keep(&self, path: &str, data: &[u8]) -> Result<(), String>;
+    /// Volume, generation and digest of sealed files.
+    fn sealed_state(&self, path: &str) -> Result<([u8; 16], u64, Vec<u8>), i32>;
 }
 
 #[cfg(not(feature = "other"))]

@@ -1,5 +1,6 @@
 //! The enclave that the host's tests run.
 
+use std::io::Write as _;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -163,6 +164,20 @@ impl Guest for Program {
             .filter_map(|(at, len)| Untrusted::claim(*at, *len).ok())
             .map(|u| format!("{u:?}"))
             .collect()
+    }
+
+    fn keep(&self, path: &str, data: &[u8]) -> Result<(), String> {
+        let write = || {
+            let mut file = std::fs::File::create(path)?;
+            file.write_all(data)?;
+            file.sync_all()
+        };
+        write().map_err(|e: std::io::Error| e.to_string())
+    }
+
+    fn sealed_state(&self, path: &str) -> Result<([u8; 16], u64, Vec<u8>), i32> {
+        let state = enclos_enclave::sealed_state(path).map_err(|e| e.raw_os_error().unwrap_or(0))?;
+        Ok((state.volume, state.generation, state.digest.to_vec()))
     }
 }
 

@@ -11,6 +11,7 @@ use super::socket::{self, Piece, each_piece};
 use super::tree::{self, Body, Path};
 use super::{Outcome, own, own_bytes};
 use crate::host::{self, Errno, Frame};
+use crate::replies::kind;
 use crate::thread::Thread;
 use enclos::abi::{FRAME_SIZE, hostcall};
 
@@ -159,7 +160,7 @@ fn base(directory: u64) -> Result<Path, Errno> {
     let object = file(directory)?;
     let Kind::File(open) = &object.kind else { return Err(Errno::NOTDIR) };
     match &open.node.body {
-        Body::Mounted(mounted) if mounted.facts()?.mode & tree::kind::TYPE == tree::kind::DIRECTORY => {}
+        Body::Mounted(mounted) if mounted.facts()?.mode & kind::TYPE == kind::DIRECTORY => {}
         Body::Mounted(_) => return Err(Errno::NOTDIR),
         _ => drop(open.node.entries()?),
     }

@@ -15,11 +15,13 @@ use enclos::manifest::{self, MountKind};
 use enclos_sealed::{Error, Kind, Policy, Volume};
 
 use super::sealed::Store;
-use super::tree::{Path, kind};
+use super::tree::Path;
 use super::{Outcome, log_error};
 use crate::clock::{self, Clock};
 use crate::host::{self, Errno, Frame};
 use crate::lock::{HostLock, SpinLock};
+pub use crate::replies::Listed;
+use crate::replies::{directory_entries, file_status, kind};
 use crate::thread::Thread;
 
 const O_ACCESS: u32 = 3;
@@ -27,7 +29,6 @@ const O_CREAT: u32 = 0o100;
 const O_EXCL: u32 = 0o200;
 const O_TRUNC: u32 = 0o1000;
 const O_DIRECTORY: u32 = 0o20_0000;
-const O_PATH: u32 = 0o1000_0000;
 /// Largest handle of the host.
 pub const MAX_HANDLE: u64 = i32::MAX as u64;
 /// Most entries of a host's directory.
@@ -61,13 +62,6 @@ pub struct Facts {
     pub mode: u32,
     pub size: u64,
     pub modified: u64,
-}
-
-/// An entry of a directory, as getdents64 tells it.
-pub struct Listed {
-    pub name: Vec<u8>,
-    pub inode: u64,
-    pub kind: u8,
 }
 
 /// An open file or directory of a mount.
@@ -177,8 +171,18 @@ impl Mount {
                 })
                 .map(|s| self.sealed_facts(&s));
         }
-        let handle = self.host_open(below, u64::from(O_PATH))?;
-        Mounted { mount: self, what: What::Host { handle } }.facts()
+        let directory = self.host_directory()?;
+        let len = put_path(Thread::current(), 0, below)?;
+        self.host_facts(directory, len)
+    }
+
+    /// What the host says of an open file, or of what a path in the frame leads to from there.
+    fn host_facts(&self, handle: u64, path_len: u64) -> Result<Facts, Errno> {
+        let me = Thread::current();
+        host::checked(host::call_keeping(me, hostcall::FILE_STATUS, handle, path_len, 0), 0)?;
+        let said: FileStatus = host::read_outside(me.frame).ok_or(Errno::IO)?;
+        let FileStatus { inode, size, modified, mode, .. } = file_status(said)?;
+        Ok(Facts { device: self.device, inode, mode, size, modified })
     }
 
     /// mkdirat(2).
@@ -352,8 +356,14 @@ impl Mounted {
                 while done < to.len() {
                     let end = to.len().min(done + FRAME_SIZE as usize);
                     match read_host(handle, at + done as u64, &mut to[done..end]) {
-                        Ok(0) => break,
-                        Ok(n) => done += n,
+                        Ok(n) => {
+                            let is_whole = n == end - done;
+                            done += n;
+                            // The end of the file, or as good: whoever wants more asks again.
+                            if !is_whole {
+                                break;
+                            }
+                        }
                         Err(e) if done == 0 => return Err(e),
                         Err(_) => break,
                     }
@@ -408,19 +418,7 @@ impl Mounted {
             What::Sealed { inode } => {
                 self.mount.with(|v| v.status(inode)).map(|s| self.mount.sealed_facts(&s))
             }
-            What::Host { handle } => {
-                let me = Thread::current();
-                host::checked(host::call_keeping(me, hostcall::FILE_STATUS, u64::from(handle), 0, 0), 0)?;
-                let s: FileStatus = host::read_outside(me.frame).ok_or(Errno::IO)?;
-                match s.mode & kind::TYPE {
-                    kind::FILE | kind::DIRECTORY if s.size <= i64::MAX as u64 => {}
-                    kind::FILE | kind::DIRECTORY => return Err(Errno::IO),
-                    _ => return Err(Errno::ACCES),
-                }
-                let mode = s.mode & (kind::TYPE | 0o777);
-                let Mount { device, .. } = *self.mount;
-                Ok(Facts { device, inode: s.inode, mode, size: s.size, modified: s.modified })
-            }
+            What::Host { handle } => self.mount.host_facts(u64::from(handle), 0),
         }
     }
 
@@ -451,7 +449,7 @@ impl Mounted {
                     }
                     records.resize(n, 0);
                     Frame::of(me).get(0, &mut records);
-                    read_records(&records, &mut all)?;
+                    directory_entries(&records, &mut all)?;
                     super::descriptors::room()?;
                 }
                 return Err(Errno::IO);
@@ -469,25 +467,6 @@ impl Drop for Mounted {
             What::Host { handle } => close_host(handle),
         }
     }
-}
-
-/// `struct linux_dirent64`s of the host: inode, offset, length of the record, kind, name ended by NUL.
-fn read_records(mut records: &[u8], to: &mut Vec<Listed>) -> Result<(), Errno> {
-    const NAME: usize = 19;
-    while !records.is_empty() {
-        let head: &[u8; NAME] = records.first_chunk().ok_or(Errno::IO)?;
-        let len = usize::from(u16::from_le_bytes([head[16], head[17]]));
-        let record = records.get(NAME..len).ok_or(Errno::IO)?;
-        let name = record.split(|b| *b == 0).next().unwrap_or_default();
-        if name.is_empty() || name.len() > 255 || name.len() == record.len() || name.contains(&b'/') {
-            return Err(Errno::IO);
-        }
-        let mut inode = [0; 8];
-        inode.copy_from_slice(&head[..8]);
-        to.push(Listed { name: name.to_vec(), inode: u64::from_le_bytes(inode), kind: head[18] });
-        records = &records[len..];
-    }
-    Ok(())
 }
 
 /// The handle of the directory that the host gave for a mount.

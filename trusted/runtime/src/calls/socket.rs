@@ -18,12 +18,11 @@ use super::descriptors::{self, CLOEXEC, Kind, NONBLOCK, Object, events};
 use super::{Outcome, own, own_bytes, poll, signal};
 use crate::clock::{self, Clock};
 use crate::host::{self, Errno, Frame};
+use crate::replies::{self, ADDRESS_BYTES, AF_INET, AF_INET6};
 use crate::thread::Thread;
 
 const AF_UNSPEC: u16 = 0;
 const AF_UNIX: u16 = 1;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
 const MSG_PEEK: u64 = 2;
@@ -690,27 +689,12 @@ impl SocketAddress {
 
     /// What the host says of a socket of this family, with the message's flags.
     fn of_host(me: &Thread, domain: u16) -> Result<(Self, u32), Errno> {
-        const HEADER: u64 = size_of::<AddressHeader>() as u64;
-        let frame = Frame::of(me);
-        let mut header = [0; HEADER as usize];
+        let mut said = [0; ADDRESS_BYTES];
+        Frame::of(me).get(ADDRESS_AT, &mut said);
+        let (found, flags) = replies::socket_address(&said, domain)?;
         let mut address = Self::unnamed();
-        frame.get(ADDRESS_AT, &mut header);
-        let [a, b, c, d, e, f, g, h] = header;
-        let (len, flags) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-        let sound = match domain {
-            AF_INET => len == 16,
-            AF_INET6 => len == 28,
-            // An unnamed one has no path, and maybe no family.
-            _ => len == 0 || (2..=110).contains(&len),
-        };
-        if !sound {
-            return Err(Errno::IO);
-        }
-        address.len = len as usize;
-        frame.get(ADDRESS_AT + HEADER, &mut address.bytes[..len as usize]);
-        if len != 0 && address.family() != domain {
-            return Err(Errno::IO);
-        }
+        address.len = found.len();
+        address.bytes[..found.len()].copy_from_slice(found);
         Ok((address, flags))
     }
 

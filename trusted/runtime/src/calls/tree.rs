@@ -14,20 +14,11 @@ use crate::clock::{self, Clock};
 use crate::host::Errno;
 use crate::lock::SpinLock;
 use crate::memory::PAGE;
+use crate::replies::{MAX_NAME, kind};
 use crate::thread::Thread;
 
-/// st_mode's types.
-pub mod kind {
-    /// The bits that are the type.
-    pub const TYPE: u32 = 0o170_000;
-    pub const DIRECTORY: u32 = 0o040_000;
-    pub const FILE: u32 = 0o100_000;
-    pub const DEVICE: u32 = 0o020_000;
-}
-
-/// Longest path and longest name, as in Linux.
+/// Longest path, as in Linux.
 const MAX_PATH: usize = 4096;
-const MAX_NAME: usize = 255;
 /// Largest file: beyond any heap.
 const MAX_SIZE: u64 = 1 << 40;
 
