@@ -443,7 +443,7 @@ impl Service {
                 let mut hashes: Map<String, Value> =
                     entry.hashes.iter().map(|(name, hash)| ((*name).to_owned(), json!(hash))).collect();
                 hashes.insert("quotehash".into(), json!(claims::sha256_hex(bytes)));
-                claims.sgx(&report, &hashes, baseline);
+                claims.sgx(&report, hashes, baseline);
             }
             Body::Td(report) => claims.tdx(&report, tcb_status),
         }
