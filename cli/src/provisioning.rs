@@ -22,7 +22,7 @@ pub(crate) struct Provisioning {
 
 #[cfg(feature = "pccs")]
 mod fetching {
-    use std::{env, sync::Arc, time::Duration};
+    use std::{env, sync::Arc};
 
     use enclos_attested_tls::CollateralSource;
     use enclos_pccs::{Options, ProvisioningService, ServiceCollateral};
@@ -30,9 +30,6 @@ mod fetching {
 
     use super::*;
     use crate::command::read;
-
-    /// Collateral is fetched anew so long before it expires, by commands that stay.
-    const RENEW_BEFORE: Duration = Duration::from_secs(24 * 3600);
 
     impl Provisioning {
         fn service(&self, url: &str) -> Result<ProvisioningService, Error> {
@@ -60,7 +57,7 @@ mod fetching {
         pub(crate) fn source(&self, policy: &Policy) -> Result<Option<Arc<dyn CollateralSource>>, Error> {
             let Some(url) = &self.pccs else { return Ok(None) };
             let verifier = Verifier::new(policy.roots());
-            Ok(Some(Arc::new(ServiceCollateral::new(self.service(url)?, verifier, RENEW_BEFORE))))
+            Ok(Some(Arc::new(ServiceCollateral::new(self.service(url)?, verifier))))
         }
     }
 

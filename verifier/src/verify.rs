@@ -585,8 +585,9 @@ fn relaunch_would_help(tcb_info: &TcbInfo, svn2: &[u8; 16]) -> Result<bool, Fail
         0 => newest[0].into(),
         version => {
             let identity = tcb_info.tdx_module_identity(version).ok_or_else(|| {
-                let detail = format!("the TCB info does not know a TDX module of version {version}");
-                Failure::new(Status::TdxModuleMismatch, detail)
+                let detail = format!("the TCB info does not know the loaded TDX module's version {version}");
+                // Intel's verifier takes what it finds here for a status of the platform, of which it is none.
+                Failure::new(Status::TcbUnrecognizedStatus, detail)
             })?;
             identity.tcb_levels[0].tcb.isvsvn
         }

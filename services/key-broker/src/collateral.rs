@@ -51,6 +51,6 @@ impl Sources {
 /// # Errors
 /// [`ServiceError`] when the address is not one of a provisioning service.
 pub fn pccs(url: &str) -> Result<CachedCollateral<ServiceCollateral>, ServiceError> {
-    let service = ProvisioningService::new(url, Options { patience: PATIENCE, ..Options::default() })?;
-    Ok(ServiceCollateral::new(service, Verifier::default(), RENEW_BEFORE))
+    let options = Options { patience: PATIENCE, renew_before: RENEW_BEFORE, ..Options::default() };
+    Ok(ServiceCollateral::new(ProvisioningService::new(url, options)?, Verifier::default()))
 }

@@ -46,8 +46,10 @@ const INTEL: (&str, &str) = (
 pub struct Options {
     /// How long all documents together may take.
     pub patience: Duration,
-    /// Folder in which collateral is kept until it expires; without it nothing is kept.
+    /// Folder in which collateral is kept; without it nothing is kept.
     pub cache: Option<PathBuf>,
+    /// How long before it expires what is kept is fetched anew. While that fails it is used until it expires.
+    pub renew_before: Duration,
     /// Certificates the server's is checked against, PEM; without it, those that browsers trust.
     pub roots: Option<Vec<u8>>,
     /// Where the CRL of the root is, if the service does not have it.
@@ -55,9 +57,15 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 20 s, nothing kept.
+    /// 20 s, nothing kept; what is kept is fetched anew a day before it expires.
     fn default() -> Self {
-        Self { patience: Duration::from_secs(20), cache: None, roots: None, root_crl: None }
+        Self {
+            patience: Duration::from_secs(20),
+            cache: None,
+            renew_before: Duration::from_secs(24 * 3600),
+            roots: None,
+            root_crl: None,
+        }
     }
 }
 
@@ -217,18 +225,50 @@ impl ProvisioningService {
             None => CollateralKey::of(quote)?,
             Some(chain) => CollateralKey::of_chain(chain.as_bytes(), quote.tee)?,
         };
-        let kept = self.options.cache.as_ref().map(|folder| folder.join(self.file_name(&key)));
-        if let Some(collateral) = kept.as_deref().and_then(|path| read(path, verifier, time)) {
-            return Ok(Collateral { pck_certificate_chain: chain, ..collateral });
-        }
-        let collateral = self.fetch(&key, deadline)?;
-        if let Some(path) = kept
-            && verifier.check_collateral(&collateral, time).is_ok()
-        {
-            // Without a cache the next time takes longer, and that is all.
-            let _ = keep(&path, &collateral);
-        }
+        let collateral = self.judged(&key, verifier, time, deadline)?;
         Ok(Collateral { pck_certificate_chain: chain, ..collateral })
+    }
+
+    /// The same for a platform that is known otherwise than by a quote.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub fn collateral_of(
+        &self,
+        key: &CollateralKey,
+        verifier: &Verifier,
+        time: Time,
+    ) -> Result<Collateral, FetchError> {
+        self.judged(key, verifier, time, Instant::now() + self.options.patience)
+    }
+
+    fn judged(
+        &self,
+        key: &CollateralKey,
+        verifier: &Verifier,
+        time: Time,
+        deadline: Instant,
+    ) -> Result<Collateral, FetchError> {
+        let path = self.options.cache.as_ref().map(|folder| folder.join(self.file_name(key)));
+        let kept = path.as_deref().and_then(|path| read(path, verifier, time));
+        if let Some((collateral, until)) = &kept
+            && time.0.saturating_add(self.options.renew_before.as_secs()) < until.0
+        {
+            return Ok(collateral.clone());
+        }
+        match (self.fetch(key, deadline), kept) {
+            (Ok(collateral), _) => {
+                if let Some(path) = path
+                    && verifier.check_collateral(&collateral, time).is_ok()
+                {
+                    // Without a cache the next time takes longer, and that is all.
+                    let _ = keep(&path, &collateral);
+                }
+                Ok(collateral)
+            }
+            (Err(_), Some((collateral, _))) => Ok(collateral),
+            (Err(error), None) => Err(error),
+        }
     }
 
     /// All documents but the PCK certificate, by the interface of Intel's PCS ("Provisioning Certification Service", v3, v4).
@@ -410,11 +450,11 @@ impl Answer {
     }
 }
 
-/// What is kept in a file, if it is genuine and in force.
-fn read(path: &Path, verifier: &Verifier, time: Time) -> Option<Collateral> {
+/// What is kept in a file and until when it is in force, if it is genuine and is so now.
+fn read(path: &Path, verifier: &Verifier, time: Time) -> Option<(Collateral, Time)> {
     let collateral = Collateral::from_json(&std::fs::read(path).ok()?).ok()?;
-    verifier.check_collateral(&collateral, time).ok()?;
-    Some(collateral)
+    let until = verifier.check_collateral(&collateral, time).ok()?;
+    Some((collateral, until))
 }
 
 /// Writes a file in one step: who reads it sees the old contents or the new.
@@ -440,13 +480,10 @@ impl fmt::Debug for ServiceCollateral {
 }
 
 impl ServiceCollateral {
-    /// A source that asks `service`, and asks again `renew_before` what it has expires. What is kept on disk is what
-    /// `verifier` finds genuine.
-    pub fn new(
-        service: ProvisioningService,
-        verifier: Verifier,
-        renew_before: Duration,
-    ) -> CachedCollateral<Self> {
+    /// A source that asks `service`, and asks again [`Options::renew_before`] what it has expires. What is kept on disk is
+    /// what `verifier` finds genuine.
+    pub fn new(service: ProvisioningService, verifier: Verifier) -> CachedCollateral<Self> {
+        let renew_before = service.options.renew_before;
         CachedCollateral::new(Self { service, verifier }, renew_before)
     }
 }
