@@ -75,7 +75,9 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         ));
     }
     if args.provisioning.pccs.is_some() && args.collateral.is_none() {
-        return Err(Error::Usage("--pccs fetches collateral: say with --collateral where it is to go".into()));
+        return Err(Error::Usage(
+            "--pccs fetches collateral: say with --collateral where it is to go".into(),
+        ));
     }
     let path = match &args.image {
         None => build::embedded_image("attester", embedded::ATTESTER, ui)?.path,

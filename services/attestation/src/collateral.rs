@@ -144,11 +144,8 @@ impl CollateralStore {
     pub fn of(&self, quote: &Quote<'_>, time: Time, baseline: &str) -> Result<Arc<Entry>, Missing> {
         let key = self.key(quote)?;
         let platforms = self.read();
-        let entries = platforms.get(&key).ok_or(Missing::Platform {
-            fmspc: key.fmspc,
-            tee: key.tee,
-            ca: key.ca,
-        })?;
+        let entries =
+            platforms.get(&key).ok_or(Missing::Platform { fmspc: key.fmspc, tee: key.tee, ca: key.ca })?;
         let in_force = |entry: &Entry| {
             entry.issued <= time && entry.trusted.valid_until().is_some_and(|until| time <= until)
         };

@@ -433,15 +433,14 @@ impl Service {
             return Err(invalid(format!("it is of a {}; this is /attest/{}", quote.tee, kind.name())));
         }
         let time = self.evidence_time.unwrap_or_else(Time::now);
-        let entry = self
-            .collateral
-            .of(&quote, time, baseline.unwrap_or(DEFAULT_BASELINE))
-            .map_err(|error| match (&error, invalid(error.to_string())) {
+        let entry = self.collateral.of(&quote, time, baseline.unwrap_or(DEFAULT_BASELINE)).map_err(
+            |error| match (&error, invalid(error.to_string())) {
                 (Missing::Platform { .. }, ServiceError::InvalidParameter(reason)) => {
                     ServiceError::NoCollateral(reason)
                 }
                 (_, invalid) => invalid,
-            })?;
+            },
+        )?;
         let appraisal =
             self.judge(self.verifier.verify_quote(bytes, &entry.trusted, time)).map_err(invalid)?;
         let tcb_status = appraisal

@@ -24,12 +24,10 @@ use std::{
 };
 
 use enclos_attested_tls::{CachedCollateral, CollateralSource, CollateralUnavailable};
-use enclos_verifier::{
-    Collateral, CollateralKey, CollateralKeyError, PckCa, Quote, Tee, Time, Verifier,
-};
+use enclos_verifier::{Collateral, CollateralKey, CollateralKeyError, PckCa, Quote, Tee, Time, Verifier};
 use percent_encoding::percent_decode_str;
-use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject};
 use ring::digest::{SHA256, digest};
+use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 /// Longest document of a provisioning service, bytes. TCB info has less than 100 KiB, the longest CRL less than 1 MiB.
@@ -198,8 +196,7 @@ impl ProvisioningService {
             let roots = RootCerts::from(roots);
             config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
         }
-        let root_crl =
-            options.root_crl.clone().or_else(|| (base == INTEL.0).then(|| INTEL.1.to_owned()));
+        let root_crl = options.root_crl.clone().or_else(|| (base == INTEL.0).then(|| INTEL.1.to_owned()));
         Ok(Self { base, version, agent: config.build().into(), options: Options { root_crl, ..options } })
     }
 

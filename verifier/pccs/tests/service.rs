@@ -92,8 +92,7 @@ fn fetches_the_certificate_that_a_quote_only_identifies() {
     let quote = Quote::parse(&bytes).unwrap();
     // Certification data are not signed: type 3, encrypted PPID, CPUSVN, PCE SVN, PCE.
     let chain = quote.certification.data.len();
-    let data =
-        [&[0; 384][..], &platform.quoting.cpu_svn(), &quote.pce_svn.to_le_bytes(), &[0, 0]].concat();
+    let data = [&[0; 384][..], &platform.quoting.cpu_svn(), &quote.pce_svn.to_le_bytes(), &[0, 0]].concat();
     let mut changed = bytes[..bytes.len() - chain - 6].to_vec();
     changed.extend(3u16.to_le_bytes());
     changed.extend(u32::try_from(data.len()).unwrap().to_le_bytes());
@@ -156,7 +155,8 @@ fn what_is_kept_is_used_until_it_expires_and_only_if_it_is_genuine() {
     ask(&verifier, Time(until.0 - 60)).unwrap();
     let endpoint = Endpoint::of(&platform);
     let options = Options { cache: Some(folder.path().into()), ..Options::default() };
-    let renewed = ProvisioningService::new(&endpoint.url, Options { renew_before: Duration::MAX, ..options.clone() });
+    let renewed =
+        ProvisioningService::new(&endpoint.url, Options { renew_before: Duration::MAX, ..options.clone() });
     renewed.unwrap().collateral(&quote, &verifier, Time::now()).unwrap();
     assert_eq!(kept().len(), 2, "another address is another service");
 }
@@ -216,13 +216,17 @@ fn answers_that_no_service_should_give_are_typed_errors_in_bounded_time() {
         let outcome = service.collateral(&quote, &told(&platform), Time::now());
         (outcome.unwrap_err(), started.elapsed())
     };
-    let whole = |bytes: Vec<u8>| ask(Box::new(move |_, to| drop(to.write_all(&bytes))), Duration::from_secs(20)).0;
+    let whole =
+        |bytes: Vec<u8>| ask(Box::new(move |_, to| drop(to.write_all(&bytes))), Duration::from_secs(20)).0;
 
     let status = |line| match whole(reply(line, "", b"no")) {
         FetchError::Status { status, .. } => status,
         other => panic!("{line}: {other:?}"),
     };
-    assert_eq!((status("404 Not Found"), status("461 x"), status("503 x"), status("204 x")), (404, 461, 503, 204));
+    assert_eq!(
+        (status("404 Not Found"), status("461 x"), status("503 x"), status("204 x")),
+        (404, 461, 503, 204)
+    );
     let elsewhere = reply("302 Found", "Location: http://127.0.0.1:1/\r\n", b"");
     assert!(matches!(whole(elsewhere), FetchError::Status { status: 302, .. }));
     let not_http = whole(b"SSH-2.0-OpenSSH_9.2\r\n\r\n".to_vec());
@@ -273,9 +277,7 @@ fn documents_that_are_none_are_named() {
     let bytes = platform.attest(&[6; 64]);
     let quote = Quote::parse(&bytes).unwrap();
     let good = platform.quoting.collateral(Time::now()).unwrap();
-    let chain = |pem: &str| {
-        pem.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>()
-    };
+    let chain = |pem: &str| pem.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
     // What a service gives, with one thing changed.
     let ask = |change: &dyn Fn(&str, String, Vec<u8>) -> (String, Vec<u8>)| {
         let signed = |name: &str, text: &str, signature: &[u8]| {
@@ -329,9 +331,12 @@ fn documents_that_are_none_are_named() {
         }
     };
     let html = b"<html>Please log in</html>".to_vec();
-    for (at, what) in
-        [("/tcb", "tcbInfo"), ("/identity", "enclaveIdentity"), ("/pckcrl", "the CRL"), ("/rootcacrl", "the CRL")]
-    {
+    for (at, what) in [
+        ("/tcb", "tcbInfo"),
+        ("/identity", "enclaveIdentity"),
+        ("/pckcrl", "the CRL"),
+        ("/rootcacrl", "the CRL"),
+    ] {
         assert_eq!(malformed(at, &|headers, _| (headers, html.clone())), what);
         assert_eq!(malformed(at, &|headers, _| (headers, Vec::new())), what);
         assert_eq!(malformed(at, &|headers, _| (headers, vec![0xff, 0xfe])), what);
@@ -354,7 +359,9 @@ fn documents_that_are_none_are_named() {
     let other = Platform::new();
     let other = other.quoting.collateral(Time::now()).unwrap();
     let wrong: [(&str, &dyn Fn(String, Vec<u8>) -> (String, Vec<u8>)); 4] = [
-        ("/tcb", &|_, body| (format!("TCB-Info-Issuer-Chain: {}\r\n", chain(&good.pck_crl_issuer_chain)), body)),
+        ("/tcb", &|_, body| {
+            (format!("TCB-Info-Issuer-Chain: {}\r\n", chain(&good.pck_crl_issuer_chain)), body)
+        }),
         ("/pckcrl", &|_, body| {
             (format!("SGX-PCK-CRL-Issuer-Chain: {}\r\n", chain(&other.tcb_info_issuer_chain)), body)
         }),
@@ -376,9 +383,14 @@ fn documents_that_are_none_are_named() {
 
 #[test]
 fn addresses_and_certificates_that_are_none_are_refused_at_once() {
-    for address in
-        ["", "localhost:8081", "ftp://localhost/", "http://", "https://localhost/sgx/certification/v2/", "http://h/?a=b"]
-    {
+    for address in [
+        "",
+        "localhost:8081",
+        "ftp://localhost/",
+        "http://",
+        "https://localhost/sgx/certification/v2/",
+        "http://h/?a=b",
+    ] {
         let error = ProvisioningService::new(address, Options::default()).unwrap_err();
         assert!(matches!(error, ServiceError::Address(_)), "{address}: {error}");
     }

@@ -16,8 +16,7 @@ pub const GRAMINE_QUOTE_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("0.
 pub const INTEL_QUOTE_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113741.1337.6");
 
 /// Open Enclave SDK: a report (a quote behind a header) about the key. [`SIGNING_EVIDENCE_OID`] is its newer identifier.
-pub const OPEN_ENCLAVE_REPORT_OID: ObjectIdentifier =
-    ObjectIdentifier::new_unwrap("1.2.840.113556.10.1.1");
+pub const OPEN_ENCLAVE_REPORT_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113556.10.1.1");
 /// Open Enclave SDK: evidence of an attester plugin (a quote, then claims) about the key; the older and the newer identifier.
 pub const OPEN_ENCLAVE_EVIDENCE_OIDS: [ObjectIdentifier; 2] = [
     ObjectIdentifier::new_unwrap("1.2.840.113556.10.1.2"),
@@ -158,9 +157,8 @@ fn bound_claims(evidence: &TaggedEvidence, public_key: &[u8]) -> Result<Claims, 
 fn open_enclave_evidence(value: &[u8]) -> Result<(&[u8], &[u8]), BindingError> {
     const VERSION: u32 = 3;
     /// a3a21e87-1b4d-4014-b70a-a125d2fbcd8c: OE_FORMAT_UUID_SGX_ECDSA.
-    const SGX_ECDSA: [u8; 16] = [
-        0xa3, 0xa2, 0x1e, 0x87, 0x1b, 0x4d, 0x40, 0x14, 0xb7, 0x0a, 0xa1, 0x25, 0xd2, 0xfb, 0xcd, 0x8c,
-    ];
+    const SGX_ECDSA: [u8; 16] =
+        [0xa3, 0xa2, 0x1e, 0x87, 0x1b, 0x4d, 0x40, 0x14, 0xb7, 0x0a, 0xa1, 0x25, 0xd2, 0xfb, 0xcd, 0x8c];
     let malformed = |cause: String| FormatError::Malformed { what: "Open Enclave evidence", cause };
     let short = || malformed(format!("it ends within its header of 28 bytes, after {}", value.len()));
     let (version, rest) = value.split_first_chunk::<4>().ok_or_else(short)?;
@@ -207,7 +205,9 @@ pub enum BindingError {
     )]
     Epid(ObjectIdentifier),
     /// Evidence of a plugin that is not known.
-    #[error("the Open Enclave evidence in the peer's certificate has format {0}; only that of SGX quotes is known")]
+    #[error(
+        "the Open Enclave evidence in the peer's certificate has format {0}; only that of SGX quotes is known"
+    )]
     OpenEnclaveFormat(Hex<16>),
     /// An extension is there twice.
     #[error("the peer's certificate has the extension {0} twice")]

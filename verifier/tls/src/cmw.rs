@@ -30,12 +30,11 @@ const COLLECTION_TYPE: &str = "__cmwc_t";
 
 /// The evidence in the value of the extension [`CMW_OID`].
 pub(crate) fn of_pkix_extension(value: &[u8]) -> Result<TaggedEvidence, FormatError> {
-    let wrapper = match (<&OctetStringRef>::from_der(value), Utf8StringRef::from_der(value)) {
-        (Ok(cbor), _) => cbor.as_bytes(),
-        (_, Ok(json)) => json.as_bytes(),
-        (Err(error), _) => return Err(malformed("wrapper", &error)),
-    };
-    of_wrapper(wrapper)
+    match (<&OctetStringRef>::from_der(value), Utf8StringRef::from_der(value)) {
+        (Ok(cbor), _) => of_wrapper(cbor.as_bytes()),
+        (_, Ok(json)) => of_wrapper(json.as_bytes()),
+        (Err(error), _) => Err(malformed("wrapper", &error)),
+    }
 }
 
 /// The evidence in a wrapper, told apart by its first byte (RFC 9999, "Decapsulation").

@@ -222,13 +222,17 @@ pub enum FormatError {
     #[error("the record in the certificate says it is of kinds {0:#x}, which do not exist")]
     Indicator(u64),
     /// Not a conceptual message wrapper.
-    #[error("what the certificate has in place of evidence is no conceptual message wrapper (it begins with {0:02x?})")]
+    #[error(
+        "what the certificate has in place of evidence is no conceptual message wrapper (it begins with {0:02x?})"
+    )]
     NoWrapper(Option<u8>),
     /// A collection without evidence of a kind that is supported.
     #[error("the collection in the certificate has no quote (CBOR tag {INTEL_QUOTE_TAG})")]
     NoEvidenceInCollection,
     /// A collection with more than one quote.
-    #[error("the collection in the certificate has more than one quote: which one is the peer's cannot be told")]
+    #[error(
+        "the collection in the certificate has more than one quote: which one is the peer's cannot be told"
+    )]
     Ambiguous,
     /// Collections in collections.
     #[error("the collection in the certificate is nested deeper than {0} levels")]

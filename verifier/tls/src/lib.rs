@@ -10,8 +10,8 @@ mod peer;
 
 pub use attester::{AttestedIdentity, Attester, CertificateOptions, IssueError, Renewal};
 pub use certificate::{
-    BindingError, BoundEvidence, EvidenceForm, GRAMINE_QUOTE_OID, INTEL_QUOTE_OID, OPEN_ENCLAVE_EVIDENCE_OIDS,
-    OPEN_ENCLAVE_REPORT_OID,
+    BindingError, BoundEvidence, EvidenceForm, GRAMINE_QUOTE_OID, INTEL_QUOTE_OID,
+    OPEN_ENCLAVE_EVIDENCE_OIDS, OPEN_ENCLAVE_REPORT_OID,
 };
 pub use cmw::CMW_OID;
 pub use collateral::{CachedCollateral, CollateralSource, CollateralUnavailable, OfflineCollateral};

@@ -1,6 +1,7 @@
 //! The forms in which others put evidence into certificates: each is found and bound to the key, and each defect has an
 //! error of its own.
 
+#[allow(dead_code, reason = "only the platform is used")]
 mod common;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -11,7 +12,7 @@ use enclos_attested_tls::{
     OPEN_ENCLAVE_EVIDENCE_OIDS, OPEN_ENCLAVE_REPORT_OID, TaggedEvidence, report_data,
 };
 use enclos_verifier::{SIGNING_EVIDENCE_OID, signing_key_digest};
-use minicbor::{Encoder, data::Tag};
+use minicbor::Encoder;
 use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
 use serde_json::json;
 
@@ -55,7 +56,9 @@ fn collection(members: &[&[u8]]) -> Vec<u8> {
         e.bytes(&[1, 2, 3]).unwrap().u8(4).unwrap();
     });
     for (label, member) in members.iter().enumerate() {
-        bytes.extend(cbor(|e| drop(e.str(&format!("member {label}")).unwrap())));
+        bytes.extend(cbor(|e| {
+            e.str(&format!("member {label}")).unwrap();
+        }));
         bytes.extend_from_slice(member);
     }
     bytes
@@ -106,9 +109,19 @@ fn conceptual_messages_without_usable_evidence_are_named() {
         })
     };
     let name = "application/vnd.example.rats-conceptual-msg";
-    assert_eq!(refused(&record(&|e| drop(e.str(name).unwrap()))), FormatError::ContentType(name.into()));
+    assert_eq!(
+        refused(&record(&|e| {
+            e.str(name).unwrap();
+        })),
+        FormatError::ContentType(name.into())
+    );
     let numbered = FormatError::ContentType("CoAP content format 30001".into());
-    assert_eq!(refused(&record(&|e| drop(e.u16(30001).unwrap()))), numbered);
+    assert_eq!(
+        refused(&record(&|e| {
+            e.u16(30001).unwrap();
+        })),
+        numbered
+    );
     let in_json = json!([name, "I0faVQ"]).to_string();
     assert_eq!(refused(in_json.as_bytes()), FormatError::ContentType(name.into()));
     let example_tag = [0xda, 0x63, 0x74, 0x76, 0x32, 0x44, 0x23, 0x47, 0xda, 0x55];
@@ -124,7 +137,9 @@ fn conceptual_messages_without_usable_evidence_are_named() {
     let mut trailing = collection(&[&bare]);
     trailing.push(0);
     assert_eq!(refused(&trailing), FormatError::Trailing { what: "collection", count: 1 });
-    for malformed in [&b"["[..], b"[1,2]", b"[\"a\",\"A=\"]", b"{\"a\":1}", &[0x82, 0x61], &[0xa1, 0x61, b'a', 0x01]] {
+    for malformed in
+        [&b"["[..], b"[1,2]", b"[\"a\",\"A=\"]", b"{\"a\":1}", &[0x82, 0x61], &[0xa1, 0x61, b'a', 0x01]]
+    {
         let error = refused(malformed);
         assert!(
             matches!(error, FormatError::Malformed { .. } | FormatError::NoWrapper(_)),

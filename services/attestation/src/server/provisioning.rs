@@ -27,6 +27,8 @@ const PLATFORMS: usize = 1024;
 pub(super) struct Provisioning {
     service: ProvisioningService,
     verifier: Verifier,
+    /// When evidence is judged, if not at present.
+    evidence_time: Option<Time>,
     /// Held while fetching: one at a time, so that a slow service does not hold up evidence that there is collateral for.
     fetching: Mutex<()>,
     /// What was fetched, and until when it is in force.
@@ -39,15 +41,15 @@ impl Provisioning {
     pub(super) fn new(pccs: &Pccs, config: &Config) -> Result<Self, ConfigError> {
         let roots = match &pccs.ca {
             None => None,
-            Some(path) => Some(
-                std::fs::read(path)
-                    .map_err(|source| ConfigError::Read { path: path.clone(), source })?,
-            ),
+            Some(path) => {
+                Some(std::fs::read(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?)
+            }
         };
         let options = Options { cache: pccs.cache.clone(), roots, ..Options::default() };
         Ok(Self {
             service: ProvisioningService::new(&pccs.url, options)?,
             verifier: Verifier::new(Roots::with_emulated(config.emulated_roots.iter().copied())),
+            evidence_time: config.evidence_time,
             fetching: Mutex::default(),
             fetched: Mutex::default(),
             missing: Mutex::default(),
@@ -70,8 +72,7 @@ impl Provisioning {
         let quote = Quote::parse(&evidence).map_err(|error| error.to_string())?;
         let key = CollateralKey::of(&quote).map_err(|error| error.to_string())?;
         // Platforms that nobody vouches for are not worth a question: anybody can make up a certificate.
-        let appraisal =
-            self.verifier.verify_quote(&evidence, &self.verifier.trust(&nothing()), Time::now());
+        let appraisal = self.verifier.verify_quote(&evidence, &self.verifier.trust(&nothing()), self.time());
         if !appraisal.root_of_trust.is_some_and(|root| root.is_trusted()) {
             return Err("its root is not trusted, so none is fetched".into());
         }
@@ -86,7 +87,7 @@ impl Provisioning {
 
     /// Fetches anew what is about to expire.
     pub(super) fn renew(&self, engine: &SharedEngine) {
-        let soon = Time::now().0.saturating_add(Options::default().renew_before.as_secs());
+        let soon = self.time().0.saturating_add(Options::default().renew_before.as_secs());
         let due: Vec<_> =
             lock(&self.fetched).iter().filter(|(_, until)| until.0 <= soon).map(|(key, _)| *key).collect();
         for key in due {
@@ -97,9 +98,14 @@ impl Provisioning {
         }
     }
 
+    fn time(&self) -> Time {
+        self.evidence_time.unwrap_or_else(Time::now)
+    }
+
     fn fetch(&self, engine: &SharedEngine, key: CollateralKey) -> Result<(), String> {
-        let now = Time::now();
-        let outcome = self.service.collateral_of(&key, &self.verifier, now).map_err(|error| error.to_string());
+        let now = self.time();
+        let outcome =
+            self.service.collateral_of(&key, &self.verifier, now).map_err(|error| error.to_string());
         let outcome = outcome.and_then(|collateral| {
             let until = self
                 .verifier

@@ -55,7 +55,7 @@ impl EmbeddedStore {
     /// [`StoreError`] when the file cannot be opened or is in use.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join("attestation.redb");
-        let open = || -> Result<Database, redb::Error> {
+        let open = || -> Result<(Database, Policies), redb::Error> {
             let database = create(folder, &path)?;
             // Made at once, so that reading never meets a missing table.
             let write = database.begin_write()?;
