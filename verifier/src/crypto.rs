@@ -56,8 +56,8 @@ fn verifies(
     UnparsedPublicKey::new(algorithm, key).verify(message, signature).is_ok()
 }
 
-/// What fuzz targets take for a signature's validity, so that mutated input comes to the code behind it, at a hundred times
-/// the speed. Nothing else depends on this configuration.
+/// What fuzz targets take for a signature's validity, so that mutated input comes to the code behind it. Nothing else depends on
+/// this configuration.
 #[cfg(fuzzing)]
 mod presumed {
     #[cfg(not(debug_assertions))]
