@@ -13,8 +13,9 @@ use std::{env, fs};
 const SDK: [&str; 5] = ["interface", "interface/macros", "platform", "host", "trusted/enclave"];
 
 /// Crates of the inference service's enclave, besides those of the SDK.
-const INFERENCE: [&str; 7] = [
+const INFERENCE: [&str; 8] = [
     "verifier",
+    "verifier/pccs",
     "verifier/tls",
     "services/http",
     "services/inference",

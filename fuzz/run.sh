@@ -3,6 +3,7 @@
 # the target folder.
 #
 # Usage: run.sh [SECONDS | RUNSx] [TARGET...]     SECONDS for each target (default 4), or so many runs: 10000000x
+# FUZZ_COMPARISONS=off builds without tracing comparisons: half the guidance, twice the runs, for long ones.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/.." && pwd)
@@ -15,7 +16,12 @@ if [ ${#targets[@]} = 0 ]; then targets=(quote collateral policy jws inspect fra
 case $amount in *x) limit=-runs=${amount%x} ;; *) limit=-max_total_time=$amount ;; esac
 
 # Flags of the environment would replace those of .cargo/config.toml, and nothing would guide the search.
-(cd "$here" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS CARGO_TARGET_DIR="$target" cargo build -q --release --locked)
+flags=()
+if [ "${FUZZ_COMPARISONS:-on}" = off ]; then
+    target=$target-plain
+    flags=("RUSTFLAGS=$(grep -o '"-[^"]*"' "$here/.cargo/config.toml" | grep -v trace-compares | tr -d '"' | paste -sd' ')")
+fi
+(cd "$here" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "${flags[@]}" CARGO_TARGET_DIR="$target" cargo build -q --release --locked)
 
 passed=0 failed=0
 for name in "${targets[@]}"; do

@@ -5,11 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+// `fuzzing` has fuzz targets take signatures for valid (verifier/src/crypto.rs). No command is ever built so.
+#[cfg(fuzzing)]
+compile_error!("the configuration `fuzzing` is for fuzz targets only");
+
 mod command;
 mod embedded;
 mod gdb;
 mod linux_calls;
 mod project;
+mod provisioning;
 mod quoting;
 mod ui;
 

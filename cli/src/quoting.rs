@@ -8,7 +8,7 @@ use enclos_host::aesm::{Aesm, SOCKET_VARIABLE};
 use enclos_pack::sign::hex;
 use enclos_platform::emulator::machine::{Machine, MachineConfig};
 use enclos_quoting::{AesmSocket, EmulatedQuoting, TcbState};
-use enclos_verifier::Time;
+use enclos_verifier::{Collateral, Time};
 use tempfile::TempDir;
 
 use crate::command::Error;
@@ -100,8 +100,15 @@ pub(crate) fn write_root(quoting: &EmulatedQuoting, path: &std::path::Path) -> R
 /// # Errors
 /// When the certificates are not valid now.
 pub(crate) fn collateral_json(quoting: &EmulatedQuoting) -> Result<Vec<u8>, Error> {
-    let collateral = quoting.collateral(Time::now())?;
-    serde_json::to_vec_pretty(&collateral).map_err(|e| Error::Usage(e.to_string()))
+    json(&quoting.collateral(Time::now())?)
+}
+
+/// Collateral as it lies in files.
+///
+/// # Errors
+/// None, as it is.
+pub(crate) fn json(collateral: &Collateral) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec_pretty(collateral).map_err(|e| Error::Usage(e.to_string()))
 }
 
 /// An address of PCCS as software for SGX nodes is configured with it.

@@ -252,3 +252,52 @@ fn pccs_says_where_it_listens_and_when_it_cannot() {
     let address = taken.local_addr().unwrap().to_string();
     assert!(fails(enclos(here).args(["pccs", "--listen", &address]), 1).contains("choose another port"));
 }
+
+#[test]
+#[cfg(feature = "pccs")]
+fn collateral_comes_from_a_provisioning_service_and_is_kept() {
+    let (folder, said) = quoted("up-to-date");
+    let here = folder.path();
+    let service = Service::start(enclos(here).args(["pccs", "--listen", "127.0.0.1:0", "--json"]));
+    let url = service.1["url"].as_str().unwrap().to_owned();
+    fs::write(here.join("strict.toml"), "any_identity = true\n").unwrap();
+    let told = format!("any_identity = true\nemulated_roots = [\"{}\"]\n", root(&said));
+    fs::write(here.join("told.toml"), told).unwrap();
+    let verify = |policy: &str, cache: &str| {
+        let mut command = enclos(here);
+        command.args(["verify", "quote.bin", "--policy", policy, "--pccs", &url, "--pccs-cache", cache]);
+        command
+    };
+    // Who is not told the root learns why it is refused, and keeps nothing.
+    assert!(ends(&mut verify("strict.toml", "kept"), 4).contains("emulated_roots"));
+    assert!(!here.join("kept").exists());
+    assert!(ends(&mut verify("told.toml", "kept"), 0).starts_with("ACCEPTED, but EMULATED"));
+    assert_eq!(fs::read_dir(here.join("kept")).unwrap().count(), 1);
+    let fetch =
+        ["quote", "--nonce", NONCE, "-o", "other.bin", "--collateral", "fetched.json", "--pccs", &url];
+    ends(enclos(here).args(fetch).args(["--pccs-cache", "kept"]), 0);
+    let judged = ["verify", "other.bin", "--policy", "told.toml", "--collateral", "fetched.json"];
+    ends(enclos(here).args(judged), 0);
+
+    drop(service);
+    ends(&mut verify("told.toml", "kept"), 0);
+    let said = fails(&mut verify("told.toml", "other"), 1);
+    assert!(said.contains("provisioning service") && said.contains(&url[..22]), "{said}");
+    // Usage.
+    let nonsense = ["verify", "quote.bin", "--pccs", "nonsense"];
+    assert!(fails(enclos(here).args(nonsense), 2).contains("not the address of a provisioning service"));
+    fails(verify("told.toml", "kept").args(["--collateral", "c.json"]), 2);
+    fails(enclos(here).args(["verify", "quote.bin", "--pccs-cache", "kept"]), 2);
+    fails(enclos(here).args(["connect", "127.0.0.1:1"]), 2);
+    let unreachable = ["connect", "127.0.0.1:1", "--pccs", &url];
+    fails(enclos(here).args(unreachable), 1);
+}
+
+#[test]
+#[cfg(not(feature = "pccs"))]
+fn the_option_for_provisioning_services_says_how_to_get_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let said =
+        fails(enclos(folder.path()).args(["connect", "127.0.0.1:1", "--pccs", "http://127.0.0.1:1"]), 2);
+    assert!(said.contains("--features pccs"), "{said}");
+}

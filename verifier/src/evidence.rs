@@ -95,6 +95,14 @@ impl CollateralKey {
     pub fn of(quote: &Quote<'_>) -> Result<Self, CollateralKeyError> {
         let chain =
             quote.certification.pck_chain().ok_or(CollateralKeyError::NoChain(quote.certification.kind))?;
+        Self::of_chain(chain, quote.tee)
+    }
+
+    /// The key for a quote without certificates, by the chain of its PCK certificate in PEM; under which root is not asked.
+    ///
+    /// # Errors
+    /// [`CollateralKeyError`] when the chain is not usable.
+    pub fn of_chain(chain: &[u8], tee: Tee) -> Result<Self, CollateralKeyError> {
         // A verifier without roots remembers nothing and trusts nobody; only what the certificates say is wanted.
         let chain = PckChain::verify(chain, &Verifier::default()).map_err(CollateralKeyError::Chain)?;
         let ca = match &chain.intermediate.common_name {
@@ -102,7 +110,7 @@ impl CollateralKey {
             name if name.contains("Processor") => PckCa::Processor,
             name => return Err(CollateralKeyError::UnknownCa(name.clone())),
         };
-        Ok(Self { tee: quote.tee, fmspc: chain.pck.fmspc, ca })
+        Ok(Self { tee, fmspc: chain.pck.fmspc, ca })
     }
 }
 

@@ -233,6 +233,36 @@ impl PckChain {
     }
 }
 
+/// Parses and verifies the chain of a CA that issues PCK certificates: itself and the root, in either order.
+pub(crate) fn verify_ca_chain(
+    pem: &[u8],
+    known: &dyn KnownRoots,
+) -> Result<(Arc<Certificate>, Arc<Certificate>), Failure> {
+    let (roots, others): (Vec<_>, Vec<_>) =
+        parse_pem_chain(pem, known)?.into_iter().partition(|certificate| certificate.is_self_issued());
+    let ([root], [ca]) = (roots.as_slice(), others.as_slice()) else {
+        let detail = format!(
+            "the chain of a PCK CA has 2 certificates (CA, root); this one has {} and {}",
+            others.len(),
+            roots.len()
+        );
+        return Err(Failure::new(Status::UnsupportedCertFormat, detail));
+    };
+    if !known.is_self_signed(root) {
+        let detail = "the root certificate is not signed by its own key";
+        return Err(Failure::new(Status::SgxRootCaInvalidIssuer, detail));
+    }
+    if !ca.is_issued_by(root) {
+        let detail = "the intermediate CA is not signed by the root";
+        return Err(Failure::new(Status::SgxIntermediateCaInvalidIssuer, detail));
+    }
+    if !(ca.is_ca && root.is_ca) {
+        let detail = "the root or the intermediate certificate is not one of a CA (basic constraints)";
+        return Err(Failure::new(Status::SgxIntermediateCaInvalid, detail));
+    }
+    Ok((Arc::clone(root), Arc::clone(ca)))
+}
+
 /// What the SGX extension of a PCK certificate says (Intel "SGX PCK Certificate and CRL Profile", section 1.3.5).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pck {

@@ -81,14 +81,6 @@ pub enum QuoteError {
         /// The types possible at this place.
         expected: &'static str,
     },
-    /// Bytes are left over inside a nested structure.
-    #[error("{extra} bytes are left over at the end of {structure}")]
-    Leftover {
-        /// The structure whose declared length is too long.
-        structure: &'static str,
-        /// How many bytes are left over.
-        extra: usize,
-    },
 }
 
 /// Kinds of trusted execution environment this crate appraises.
@@ -142,7 +134,8 @@ pub struct Quote<'a> {
     pub qe_auth_data: &'a [u8],
     /// What certifies the PCK.
     pub certification: CertificationData<'a>,
-    /// Bytes after the quote; common in the wild, authenticated by nothing.
+    /// Bytes after the quote; common in the wild, authenticated by nothing. (So are bytes at the end of its nested structures,
+    /// which Intel's verifier passes over, too.)
     pub trailing: usize,
 }
 
@@ -191,10 +184,7 @@ impl<'a> Quote<'a> {
             if kind != CERTIFICATION_QE_REPORT {
                 return Err(QuoteError::CertificationType { found: kind, expected: "6, QE report" });
             }
-            let mut nested = auth.nested("QE report certification data", len)?;
-            let certified = QeCertified::read(&mut nested)?;
-            nested.finish("QE report certification data")?;
-            certified
+            QeCertified::read(&mut auth.nested("QE report certification data", len)?)?
         };
         Ok(Self {
             version,
@@ -547,13 +537,6 @@ impl<'a> Reader<'a> {
 
     fn left(&self) -> usize {
         self.bytes.len() - self.offset
-    }
-
-    fn finish(&self, structure: &'static str) -> Result<(), QuoteError> {
-        match self.left() {
-            0 => Ok(()),
-            extra => Err(QuoteError::Leftover { structure, extra }),
-        }
     }
 }
 

@@ -65,6 +65,52 @@ impl Verifier {
         TrustedCollateral::verify(collateral, &self.roots, self)
     }
 
+    /// Checks collateral by itself, before there is a quote: everything in it is from a root this verifier trusts, nothing that
+    /// signed it is revoked, and it is in force at `time`. For caches, which must not keep what would only be refused.
+    ///
+    /// Returns until when it is in force.
+    ///
+    /// # Errors
+    /// The first [`Failure`].
+    pub fn check_collateral(&self, collateral: &Collateral, time: Time) -> Result<Time, Failure> {
+        let trusted = self.trust(collateral);
+        let failure = |failure: &Failure| failure.clone();
+        let root_crl = trusted.root_crl.as_ref().map_err(failure)?;
+        let pck_crl = trusted.pck_crl.as_ref().map_err(failure)?;
+        let (root, ca) = pki::verify_ca_chain(collateral.pck_crl_issuer_chain.as_bytes(), self)?;
+        let trust = self.roots.classify_sgx(&root);
+        if !trust.is_trusted() {
+            let detail = format!("the chain of the {PCK_CRL} ends in {trust}");
+            return Err(Failure::new(Status::SgxPckCertChainUntrusted, detail));
+        }
+        root_crl.check_issuer(ROOT_CRL, &root, false)?;
+        if root_crl.revokes(&ca) {
+            let detail = format!("certificate {:?} is revoked by the {ROOT_CRL}", ca.common_name);
+            return Err(Failure::new(Status::SgxIntermediateCaRevoked, detail));
+        }
+        pck_crl.check_issuer(PCK_CRL, &ca, false)?;
+        let documents = [&trusted.tcb_info_trust, &trusted.qe_identity_trust];
+        for document in documents {
+            document.authentic.as_ref().map_err(failure)?;
+        }
+        let mut windows: Vec<_> = [&root, &ca]
+            .map(|certificate| Window::of_certificate(certificate, Status::SgxPckCertChainExpired))
+            .into();
+        windows.push(Window::of_crl(PCK_CRL, pck_crl));
+        windows.extend(documents.iter().flat_map(|document| document.windows.iter().cloned()));
+        for window in &windows {
+            if let Some(failure) = window.failure(time) {
+                return Err(failure);
+            }
+            if window.is_early(time) {
+                let detail = format!("{} is valid only from {}; check the clock", window.what, window.from);
+                return Err(Failure::new(window.status, detail));
+            }
+        }
+        // There are windows: those of two certificates at least.
+        Ok(windows.iter().map(|window| window.until).min().unwrap_or(time))
+    }
+
     /// Verifies a quote (an Open Enclave report header before it is skipped) by collateral, as of `time`.
     ///
     /// Never fails: what is wrong is in the appraisal.
@@ -539,8 +585,9 @@ fn relaunch_would_help(tcb_info: &TcbInfo, svn2: &[u8; 16]) -> Result<bool, Fail
         0 => newest[0].into(),
         version => {
             let identity = tcb_info.tdx_module_identity(version).ok_or_else(|| {
-                let detail = format!("the TCB info does not know a TDX module of version {version}");
-                Failure::new(Status::TdxModuleMismatch, detail)
+                let detail = format!("the TCB info does not know the loaded TDX module's version {version}");
+                // Intel's verifier takes what it finds here for a status of the platform, of which it is none.
+                Failure::new(Status::TcbUnrecognizedStatus, detail)
             })?;
             identity.tcb_levels[0].tcb.isvsvn
         }

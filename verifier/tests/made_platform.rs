@@ -237,7 +237,7 @@ fn relaunch_is_advised_when_only_the_launch_was_too_early() {
     assert_eq!(quote_status(&Platform { components: [4; 16], ..platform.clone() }), TcbOutOfDate);
     let mut unknown_module = platform.clone();
     unknown_module.tee_tcb_svn2[1] = 9;
-    assert_eq!(quote_status(&unknown_module), TdxModuleMismatch);
+    assert_eq!(quote_status(&unknown_module), TcbUnrecognizedStatus);
     let mut configuration = platform.clone();
     configuration.levels[0].status = "ConfigurationNeeded";
     assert_eq!(quote_status(&configuration), TcbTdRelaunchAdvisedConfigurationNeeded);

@@ -128,6 +128,35 @@ fn nothing_depends_on_the_command() {
     }
 }
 
+/// While fuzzing, signatures are presumed valid: in one place, which no ordinary build can reach.
+#[test]
+fn only_the_verifiers_signatures_depend_on_fuzzing() {
+    let w = Workspace::load();
+    let configured = ["cfg(", "fuzzing"].concat();
+    let mut found = BTreeSet::new();
+    for (package, folder) in &w.members {
+        for root in w.roots(package) {
+            let mut folders = vec![root.parent().unwrap().to_path_buf()];
+            while let Some(next) = folders.pop() {
+                for entry in std::fs::read_dir(next).unwrap() {
+                    let path = entry.unwrap().path();
+                    if path.is_dir() {
+                        folders.push(path);
+                    } else if path.extension().is_some_and(|e| e == "rs")
+                        && std::fs::read_to_string(&path).unwrap().contains(&configured)
+                    {
+                        found.insert(folder.join(path.file_name().unwrap()));
+                    }
+                }
+            }
+        }
+    }
+    let allowed = ["cli/main.rs", "verifier/crypto.rs"].map(PathBuf::from);
+    assert_eq!(found, BTreeSet::from(allowed), "of these, cli/main.rs refuses to be built so");
+    let settings = std::fs::read_to_string(root().join(".cargo/config.toml")).unwrap_or_default();
+    assert!(!settings.contains("fuzzing"));
+}
+
 #[test]
 fn unsafe_code_is_forbidden_outside_three_folders() {
     let w = Workspace::load();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use enclos_attested_tls::{OfflineCollateral, Peer, PeerVerifier, Refusal};
+use enclos_attested_tls::{CollateralSource, OfflineCollateral, Peer, PeerVerifier, Refusal};
 use enclos_verifier::{Collateral, Policy};
 use rustls::pki_types::ServerName;
 use rustls::time_provider::DefaultTimeProvider;
@@ -16,6 +16,7 @@ use rustls::{ClientConnection, StreamOwned};
 use serde_json::json;
 
 use super::{Error, Outcome, read, say_json};
+use crate::provisioning::Provisioning;
 use crate::ui::{BAD, GOOD, Ui, WARN, say};
 
 /// The peer is refused.
@@ -27,6 +28,7 @@ const EXAMPLES: &str = "\
 Examples:
   enclos connect localhost:8443 --policy policy.toml --collateral collateral.json
   enclos connect localhost:8443 --policy policy.toml --collateral c.json --check --json
+  enclos connect localhost:8443 --policy policy.toml --pccs https://localhost:8081/sgx/certification/v4/
   printf 'GET / HTTP/1.0\\r\\n\\r\\n' | enclos connect localhost:8443 --policy p.toml --collateral c.json
 
 The server must show evidence in its certificate (docs/attested-tls.md). Without a policy everything has its strictest value;
@@ -49,8 +51,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Collateral of the server's platform, JSON
-    #[arg(long, value_name = "FILE")]
-    collateral: PathBuf,
+    #[arg(long, value_name = "FILE", conflicts_with = "pccs", required_unless_present = "pccs")]
+    collateral: Option<PathBuf>,
+    #[command(flatten)]
+    provisioning: Provisioning,
     /// Say what the server is, and send nothing
     #[arg(long)]
     check: bool,
@@ -100,9 +104,14 @@ fn verifier(args: &Args) -> Result<PeerVerifier, Error> {
             parsed.map_err(|e| unusable(path, &e))?
         }
     };
-    let collateral =
-        Collateral::from_json(&read(&args.collateral)?).map_err(|e| unusable(&args.collateral, &e))?;
-    let source = Arc::new(OfflineCollateral(Arc::new(collateral)));
+    let source: Arc<dyn CollateralSource> = match (args.provisioning.source(&policy)?, &args.collateral) {
+        (Some(source), _) => source,
+        (None, Some(path)) => {
+            let collateral = Collateral::from_json(&read(path)?).map_err(|e| unusable(path, &e))?;
+            Arc::new(OfflineCollateral(Arc::new(collateral)))
+        }
+        (None, None) => return Err(Error::Usage("give --collateral or --pccs".into())),
+    };
     Ok(PeerVerifier::new(policy, source, Arc::new(DefaultTimeProvider)))
 }
 

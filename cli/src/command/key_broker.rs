@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use enclos_attested_tls::{CollateralSource, CollateralUnavailable, OfflineCollateral};
 use enclos_key_broker::audit::{AuditLog, Entry, Happened};
-use enclos_key_broker::collateral::{Pccs, Sources};
+use enclos_key_broker::collateral::{Sources, pccs};
 use enclos_key_broker::http::{self, Tls};
 use enclos_key_broker::store::{Store, StoredKey, key_from_jwk};
 use enclos_key_broker::{Broker, jwe::ContentKey};
@@ -253,7 +253,7 @@ fn serve(store: Store, args: &Serve, ui: Ui) -> Result<(), Error> {
         sources.others.push(Arc::new(OfflineCollateral(Arc::new(collateral))));
     }
     if let Some(url) = &args.pccs {
-        sources.others.push(Arc::new(Pccs::at(url)));
+        sources.others.push(Arc::new(pccs(url).map_err(|error| Error::Usage(error.to_string()))?));
     }
     let tls = args.tls_certificate.clone().zip(args.tls_key.clone());
     let tls = tls.map(|(certificate, key)| Tls { certificate, key });

@@ -103,8 +103,10 @@ pub(crate) enum Error {
     Policy { path: PathBuf, source: PolicyError },
     #[error("{} is no collateral", path.display())]
     Collateral { path: PathBuf, source: CollateralError },
-    #[error("there is no collateral at {}: name it with --collateral; `enclos quote --collateral` writes that of the emulated platform", path.display())]
+    #[error("there is no collateral at {}: name it with --collateral, or a provisioning service with --pccs; `enclos quote --collateral` writes that of the emulated platform", path.display())]
     NoCollateral { path: PathBuf },
+    #[error("the provisioning service gives no collateral: {0}")]
+    Provisioning(String),
     #[error(transparent)]
     Mismatch(#[from] CollateralMismatch),
     #[error("the enclave did not end by itself: {0}")]

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use enclos::quoting::{AttesterClient, QuotingServer, REPORT_DATA};
 use enclos_host::{Enclave, PlatformChoice};
-use enclos_verifier::Bytes;
+use enclos_verifier::{Bytes, Policy, Quote};
 use serde_json::json;
 
 use super::{Error, Outcome, build, read_image, run::resolve, say_json, write};
 use crate::embedded;
 use crate::project::Project;
+use crate::provisioning::Provisioning;
 use crate::quoting::{self, PrivateAesm, TcbStateOption};
 use crate::ui::Ui;
 
@@ -27,7 +28,7 @@ The small enclave shows what this machine's evidence looks like. An image or pro
 `Attester` (enclos::quoting); enclaves that attest to their keys do so by contracts of their own.
 
 On the emulated platform --tcb-state says how the collateral describes it, to see what a policy does. On hardware,
-collateral comes from your provisioning service (PCCS).";
+collateral comes from your provisioning service: --pccs.";
 
 /// Start an enclave and have it attest: writes its quote.
 #[derive(Debug, clap::Args)]
@@ -45,9 +46,11 @@ pub(crate) struct Args {
     /// Where the quote goes
     #[arg(long, short, value_name = "FILE", default_value = "quote.bin")]
     output: PathBuf,
-    /// Write the emulated platform's collateral here, for `enclos verify`
+    /// Write the platform's collateral here, for `enclos verify`: the emulated one's own, or what --pccs gives
     #[arg(long, value_name = "FILE")]
     collateral: Option<PathBuf>,
+    #[command(flatten)]
+    provisioning: Provisioning,
     /// Write the emulated root certificate (PEM) here
     #[arg(long, value_name = "FILE")]
     root: Option<PathBuf>,
@@ -66,9 +69,14 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     let report_data = report_data(args)?;
     let platform = resolve(args.platform)?;
     let emulated = platform == PlatformChoice::Emulated;
-    if !emulated && (args.collateral.is_some() || args.root.is_some()) {
+    if !emulated && (args.root.is_some() || (args.collateral.is_some() && args.provisioning.pccs.is_none())) {
         return Err(Error::Usage(
-            "--collateral and --root are of the emulated platform; on hardware ask your PCCS".into(),
+            "--root is of the emulated platform; on hardware --collateral needs --pccs, your provisioning service".into(),
+        ));
+    }
+    if args.provisioning.pccs.is_some() && args.collateral.is_none() {
+        return Err(Error::Usage(
+            "--pccs fetches collateral: say with --collateral where it is to go".into(),
         ));
     }
     let path = match &args.image {
@@ -88,8 +96,19 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
         evidence(&path, platform, quoting.as_ref(), &report_data)?
     };
     write(&args.output, &quote)?;
-    if let (Some(quoting), Some(path)) = (&quoting, &args.collateral) {
-        write(path, &quoting::collateral_json(quoting)?)?;
+    if let Some(path) = &args.collateral {
+        // Whether it is genuine is for `verify`, which knows the roots to trust.
+        let unusable = |e: enclos_verifier::QuoteError| Error::NoEvidence {
+            path: args.output.clone(),
+            reason: e.to_string(),
+        };
+        let parsed = Quote::parse(&quote).map_err(unusable)?;
+        let fetched = args.provisioning.collateral(&parsed, &Policy::default())?;
+        match (fetched, &quoting) {
+            (Some(fetched), _) => write(path, &quoting::json(&fetched)?)?,
+            (None, Some(quoting)) => write(path, &quoting::collateral_json(quoting)?)?,
+            (None, None) => {}
+        }
     }
     if let (Some(quoting), Some(path)) = (&quoting, &args.root) {
         quoting::write_root(quoting, path)?;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Error, Outcome, hexadecimal, read, say_json};
+use crate::provisioning::Provisioning;
 use crate::ui::{BAD, DIM, GOOD, Ui, WARN, say};
 
 /// Evidence is refused.
@@ -21,6 +22,7 @@ Examples:
   enclos verify quote.bin --policy policy.toml --collateral collateral.json
   enclos verify quote.bin --policy policy.toml --collateral c.json --time 2025-06-20T00:00:00Z --json
   enclos verify quote.bin --policy policy.toml --collateral c.json --nonce 00112233
+  enclos verify quote.bin --policy policy.toml --pccs https://localhost:8081/sgx/certification/v4/
   curl http://127.0.0.1:8080/certs > certs.json && enclos verify certs.json --policy policy.toml --collateral c.json
 
 Evidence: an SGX or TDX quote, with or without an Open Enclave header, an SEV-SNP report; or signing certificates of an
@@ -47,8 +49,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Collateral, JSON; default: EVIDENCE with .collateral.json behind it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "pccs")]
     collateral: Option<PathBuf>,
+    #[command(flatten)]
+    provisioning: Provisioning,
     /// Judge as of this time, such as 2025-06-20T00:00:00Z; default: now
     #[arg(long)]
     time: Option<Time>,
@@ -101,14 +105,28 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
 }
 
 fn judge(args: &Args, bytes: &[u8], policy: &Policy) -> Result<Verdict, Error> {
+    let evidence = Evidence::detect(bytes);
+    let collateral = collateral(args, evidence, policy)?;
+    let time = args.time.unwrap_or_else(Time::now);
+    Ok(appraise(evidence, &collateral, time, policy)?)
+}
+
+fn collateral(args: &Args, evidence: Evidence<'_>, policy: &Policy) -> Result<AnyCollateral, Error> {
+    if args.provisioning.pccs.is_some() {
+        let Evidence::Quote(quote) = evidence else {
+            return Err(Error::Usage("--pccs is for SGX and TDX quotes; this is an SEV-SNP report".into()));
+        };
+        let unusable = |reason: String| Error::NoEvidence { path: args.evidence.clone(), reason };
+        let quote = Quote::parse(quote).map_err(|error| unusable(error.to_string()))?;
+        if let Some(collateral) = args.provisioning.collateral(&quote, policy)? {
+            return Ok(AnyCollateral::Dcap(Box::new(collateral)));
+        }
+    }
     let path = match &args.collateral {
         Some(path) => path.clone(),
         None => beside(&args.evidence)?,
     };
-    let collateral = AnyCollateral::from_json(&read(&path)?)
-        .map_err(|source| Error::Collateral { path: path.clone(), source })?;
-    let time = args.time.unwrap_or_else(Time::now);
-    Ok(appraise(Evidence::detect(bytes), &collateral, time, policy)?)
+    AnyCollateral::from_json(&read(&path)?).map_err(|source| Error::Collateral { path, source })
 }
 
 /// Is it evidence at all? Otherwise says why not.

@@ -74,7 +74,7 @@ impl Claims {
     pub(crate) fn sgx(
         &mut self,
         report: &EnclaveReport<'_>,
-        collateral: &Map<String, Json>,
+        collateral: Map<String, Json>,
         baseline: Option<&str>,
     ) {
         let mr_enclave = hex::encode(report.mr_enclave());
@@ -95,8 +95,12 @@ impl Claims {
         if let Some(baseline) = baseline {
             self.put("x-ms-sgx-tcbidentifier", baseline);
         }
-        self.put_json("x-ms-sgx-collateral", Json::Object(collateral.clone()));
-        self.put_json("maa-attestationcollateral", Json::Object(collateral.clone()));
+        let collateral = Json::Object(collateral);
+        let text = collateral.to_string();
+        self.hint("x-ms-sgx-collateral", text.as_str());
+        self.hint("maa-attestationcollateral", text);
+        self.token.insert("x-ms-sgx-collateral".into(), collateral.clone());
+        self.token.insert("maa-attestationcollateral".into(), collateral);
         self.hint("$is-debuggable", report.is_debug());
         self.hint("$sgx-mrenclave", mr_enclave);
         self.hint("$sgx-mrsigner", mr_signer);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use der::Decode;
@@ -69,12 +69,18 @@ pub struct Entry {
 /// Collateral by platform.
 #[derive(Debug, Default)]
 pub struct CollateralStore {
-    platforms: HashMap<CollateralKey, Vec<Entry>>,
+    platforms: RwLock<Platforms>,
     /// What certificate chains say of their platform, by the chain. Not that they are to be believed: that is judged
     /// with every quote.
     keys: Mutex<HashMap<Vec<u8>, CollateralKey>>,
 }
 
+type Platforms = HashMap<CollateralKey, Vec<Arc<Entry>>>;
+
+/// Bound on platforms.
+const PLATFORMS: usize = 4096;
+/// Bound on documents of one platform: as many rounds of reference values are in use, and again as many that were renewed.
+const DOCUMENTS: usize = 16;
 /// Bound on remembered chains, so that made-up ones cannot fill the memory.
 const REMEMBERED: usize = 1024;
 
@@ -87,46 +93,71 @@ impl CollateralStore {
     /// # Errors
     /// [`NotCollateral`] naming the document that is not usable.
     pub fn new(documents: &[CollateralDocument], verifier: &Verifier) -> Result<Self, NotCollateral> {
-        let mut store = Self::default();
-        for CollateralDocument { name, text } in documents {
-            let (key, entry) = read(text.as_bytes(), verifier)
-                .map_err(|reason| NotCollateral { name: name.clone(), reason })?;
-            store.platforms.entry(key).or_default().push(entry);
-        }
-        for entries in store.platforms.values_mut() {
-            entries.sort_by_key(|entry| (entry.evaluation_number, entry.issued));
-        }
+        let store = Self::default();
+        store.add(documents, verifier)?;
         Ok(store)
+    }
+
+    /// Reads and verifies documents, and adds them to those there are; the oldest of a platform make room.
+    ///
+    /// # Errors
+    /// [`NotCollateral`] naming the document that is not usable, or for which there is no room; then none is added.
+    pub fn add(&self, documents: &[CollateralDocument], verifier: &Verifier) -> Result<(), NotCollateral> {
+        let mut read = Vec::new();
+        for CollateralDocument { name, text } in documents {
+            let (key, entry) = self::read(text.as_bytes(), verifier)
+                .map_err(|reason| NotCollateral { name: name.clone(), reason })?;
+            read.push((name, key, Arc::new(entry)));
+        }
+        let mut platforms = self.platforms.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((name, ..)) = read.iter().find(|(_, key, _)| !platforms.contains_key(key))
+            && platforms.len() + read.len() > PLATFORMS
+        {
+            let reason = format!("there is collateral of {} platforms already", platforms.len());
+            return Err(NotCollateral { name: (*name).clone(), reason });
+        }
+        for (_, key, entry) in read {
+            let entries = platforms.entry(key).or_default();
+            entries.push(entry);
+            entries.sort_by_key(|entry| (entry.evaluation_number, entry.issued));
+            if entries.len() > DOCUMENTS {
+                entries.remove(0);
+            }
+        }
+        Ok(())
     }
 
     /// How many platforms there is collateral for.
     #[must_use]
     pub fn platforms(&self) -> usize {
-        self.platforms.len()
+        self.read().len()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Platforms> {
+        self.platforms.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The collateral for a quote: of the round asked for, and of those the newest in force at `time`.
     ///
     /// # Errors
     /// [`Missing`] when there is none.
-    pub fn of(&self, quote: &Quote<'_>, time: Time, baseline: &str) -> Result<&Entry, Missing> {
+    pub fn of(&self, quote: &Quote<'_>, time: Time, baseline: &str) -> Result<Arc<Entry>, Missing> {
         let key = self.key(quote)?;
-        let entries = self.platforms.get(&key).ok_or(Missing::Platform {
-            fmspc: key.fmspc,
-            tee: key.tee,
-            ca: key.ca,
-        })?;
+        let platforms = self.read();
+        let entries =
+            platforms.get(&key).ok_or(Missing::Platform { fmspc: key.fmspc, tee: key.tee, ca: key.ca })?;
         let in_force = |entry: &Entry| {
             entry.issued <= time && entry.trusted.valid_until().is_some_and(|until| time <= until)
         };
-        let wanted: Vec<_> = match baseline {
-            DEFAULT_BASELINE => entries.iter().collect(),
-            number => entries.iter().filter(|entry| entry.evaluation_number.to_string() == number).collect(),
+        let is_wanted = |entry: &Entry| match baseline {
+            DEFAULT_BASELINE => true,
+            number => entry.evaluation_number.to_string() == number,
         };
         // Out of force is better than none: the appraisal then says what is out of date.
+        let wanted = entries.iter().filter(|entry| is_wanted(entry));
         wanted
-            .into_iter()
             .max_by_key(|entry| (in_force(entry), entry.evaluation_number, entry.issued))
+            .cloned()
             .ok_or_else(|| {
                 let mut available: Vec<_> =
                     entries.iter().map(|entry| entry.evaluation_number.to_string()).collect();
@@ -155,8 +186,8 @@ impl CollateralStore {
     /// The rounds of reference values there are for a kind of environment: number and newest level, newest last.
     #[must_use]
     pub fn baselines(&self, tee: Tee) -> Vec<(u32, Option<Time>)> {
-        let mut rounds: Vec<_> = self
-            .platforms
+        let platforms = self.read();
+        let mut rounds: Vec<_> = platforms
             .iter()
             .filter(|(key, _)| key.tee == tee)
             .flat_map(|(_, entries)| entries)

@@ -30,8 +30,13 @@ pub struct Config {
     /// The store that replicas of the service share.
     #[serde(default)]
     pub postgres: Option<Postgres>,
-    /// Folder of collateral: a `.json` file per platform, in the form the `dcap-qvl` tools exchange.
-    pub collateral: PathBuf,
+    /// Folder of collateral: a `.json` file per platform, in the form the `dcap-qvl` tools exchange. This or `pccs` is given, or
+    /// both.
+    #[serde(default)]
+    pub collateral: Option<PathBuf>,
+    /// Where collateral of other platforms is fetched when their evidence comes, and fetched anew before it expires.
+    #[serde(default)]
+    pub pccs: Option<Pccs>,
     /// Whom the service serves: one table a tenant.
     #[serde(rename = "tenant")]
     pub tenants: Vec<Tenant>,
@@ -66,6 +71,20 @@ pub struct Postgres {
     pub password_file: Option<PathBuf>,
     /// Roots the server's certificate is checked against, PEM; without it, those of the system. Connections that leave
     /// the machine always use TLS, those on it when this is given or the connection says `sslmode=require`.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+}
+
+/// A provisioning service.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pccs {
+    /// Its address, such as `https://localhost:8081/sgx/certification/v4/`.
+    pub url: String,
+    /// Folder in which what it gives is kept until it expires.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
+    /// Roots its server certificate is checked against, PEM; without it, those that browsers trust.
     #[serde(default)]
     pub ca: Option<PathBuf>,
 }
@@ -186,9 +205,12 @@ pub enum ConfigError {
         /// Why not.
         reason: String,
     },
-    /// There is no store, or two.
+    /// There is no store, or two; or no collateral.
     #[error("{0}")]
     Store(&'static str),
+    /// The provisioning service.
+    #[error("[pccs]: {0}")]
+    Pccs(#[from] enclos_pccs::ServiceError),
     /// There is no tenant, or one twice.
     #[error("{0}")]
     Tenants(String),
@@ -206,9 +228,11 @@ impl Config {
             .map_err(|error| ConfigError::Content { path: path.to_owned(), reason: error.to_string() })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let postgres = config.postgres.iter_mut().flat_map(|p| [p.password_file.as_mut(), p.ca.as_mut()]);
-        let paths = [config.data.as_mut(), Some(&mut config.collateral)]
+        let pccs = config.pccs.iter_mut().flat_map(|p| [p.cache.as_mut(), p.ca.as_mut()]);
+        let paths = [config.data.as_mut(), config.collateral.as_mut()]
             .into_iter()
             .chain(postgres)
+            .chain(pccs)
             .chain(
                 config
                     .tls
@@ -250,6 +274,11 @@ impl Config {
                 ));
             }
             _ => {}
+        }
+        if self.collateral.is_none() && self.pccs.is_none() {
+            return Err(ConfigError::Store(
+                "there is no collateral; add collateral, a folder of it, or [pccs], a provisioning service",
+            ));
         }
         if !(3..=3650).contains(&self.key_rotation_days) {
             return Err(ConfigError::Rotation(self.key_rotation_days));
@@ -299,7 +328,7 @@ impl Config {
         Ok(Settings {
             demands: self.demands(),
             tenants,
-            collateral: collateral(&self.collateral)?,
+            collateral: self.collateral.as_deref().map(collateral).transpose()?.unwrap_or_default(),
             key_rotation_days: self.key_rotation_days,
         })
     }

@@ -7,7 +7,8 @@
 //! # What an engine inside may believe
 //! - Requests are anybody's, as outside.
 //! - [`Settings`] are the host's. What they demand of platforms is bound into the evidence of every signing key
-//!   ([`PlatformDemands::digest`]), so a relying party sees which demands its tokens were made under. Collateral is signed.
+//!   ([`PlatformDemands::digest`]), so a relying party sees which demands its tokens were made under. Collateral is signed,
+//!   also what is given later.
 //!   Tenants and issuers are names: who signed the policy a token was made under stands in the token.
 //! - Records are sealed by the program inside, which says what a host can still do to them.
 //! - The clock is the host's. What a host gains by lying is bounded by the token: it carries the time its evidence was
@@ -37,6 +38,9 @@ pub trait Engine {
 
     /// Makes and forgets signing keys as time passes.
     fn rotate_keys(&self) -> Result<(), Refused>;
+
+    /// Takes in collateral of platforms that there was none for, or newer than there is.
+    fn take_collateral(&self, documents: &[CollateralDocument]) -> Result<(), Refused>;
 
     /// How it is doing; an error when its store cannot be asked.
     fn status(&self) -> Result<Status, Refused>;
@@ -94,6 +98,8 @@ pub enum RefusalKind {
     InvalidParameter,
     /// The operation is not possible here.
     InvalidOperation,
+    /// Give collateral of the platform, and send the request again.
+    NoCollateral,
     /// Mend the policy.
     PolicyParsing,
     /// The policy denies.
@@ -108,6 +114,7 @@ impl From<ServiceError> for Refused {
     fn from(error: ServiceError) -> Self {
         let kind = match &error {
             ServiceError::InvalidParameter(_) => RefusalKind::InvalidParameter,
+            ServiceError::NoCollateral(_) => RefusalKind::NoCollateral,
             ServiceError::InvalidOperation(_) | ServiceError::Store(StoreError::Full { .. }) => {
                 RefusalKind::InvalidOperation
             }
@@ -143,6 +150,10 @@ impl Engine for Service {
 
     fn rotate_keys(&self) -> Result<(), Refused> {
         Ok(Service::rotate_keys(self).map_err(ServiceError::from)?)
+    }
+
+    fn take_collateral(&self, documents: &[CollateralDocument]) -> Result<(), Refused> {
+        Ok(self.add_collateral(documents)?)
     }
 
     fn status(&self) -> Result<Status, Refused> {
@@ -215,6 +226,10 @@ impl<T: Transport, K> Engine for InEnclave<T, K> {
 
     fn rotate_keys(&self) -> Result<(), Refused> {
         self.client.rotate_keys().map_err(refused)
+    }
+
+    fn take_collateral(&self, documents: &[CollateralDocument]) -> Result<(), Refused> {
+        self.client.take_collateral(documents).map_err(refused)
     }
 
     fn status(&self) -> Result<Status, Refused> {

@@ -241,7 +241,7 @@ impl Service {
                 inspected.version = quote.version.into();
                 inspected.open_enclave = quote_bytes.len() != bytes.len();
                 inspected.trailing = quote.trailing;
-                let own;
+                let (own, entry);
                 let trusted = match given {
                     Some(AnyCollateral::Dcap(collateral)) => {
                         own = self.verifier.trust(&collateral);
@@ -253,8 +253,9 @@ impl Service {
                         );
                     }
                     None => match self.collateral.of(&quote, time, DEFAULT_BASELINE) {
-                        Ok(entry) => {
+                        Ok(found) => {
                             inspected.collateral = "service";
+                            entry = found;
                             &entry.trusted
                         }
                         Err(missing) => {

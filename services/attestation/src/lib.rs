@@ -38,7 +38,7 @@ pub use service::{
 
 #[cfg(feature = "server")]
 pub use self::{
-    config::{Authentication, Config, ConfigError, Limits, Postgres, StartError, Tenant, Tls},
+    config::{Authentication, Config, ConfigError, Limits, Pccs, Postgres, StartError, Tenant, Tls},
     process::{run, serve_file, serve_file_with},
     server::{Server, SharedEngine},
 };

@@ -18,9 +18,9 @@ use sha2::{Digest, Sha256, Sha384};
 
 use crate::{
     claims::{self, BoundData, Claims},
-    collateral::{CollateralStore, DEFAULT_BASELINE, NotCollateral},
+    collateral::{CollateralStore, DEFAULT_BASELINE, Missing, NotCollateral},
     ear,
-    engine::{Settings, TenantSettings},
+    engine::{CollateralDocument, Settings, TenantSettings},
     jws::{self, Jws, JwsError, base64url, decode_base64, sha256_base64url},
     policy::{EvaluationError, ParseError, Policy},
     store::{Revision, Store, StoreError, Written},
@@ -106,6 +106,9 @@ pub enum ServiceError {
     /// Something in the request is not as it must be.
     #[error("{0}")]
     InvalidParameter(String),
+    /// There is no collateral to judge the evidence by.
+    #[error("{0}")]
+    NoCollateral(String),
     /// The operation is not possible here.
     #[error("{0}")]
     InvalidOperation(String),
@@ -310,6 +313,16 @@ impl Service {
         self.collateral.platforms()
     }
 
+    /// Takes in collateral, in addition to what there is.
+    ///
+    /// # Errors
+    /// [`ServiceError::InvalidParameter`] when a document is not usable, or there is more than is kept.
+    pub fn add_collateral(&self, documents: &[CollateralDocument]) -> Result<(), ServiceError> {
+        self.collateral
+            .add(documents, &self.verifier)
+            .map_err(|error| ServiceError::InvalidParameter(error.to_string()))
+    }
+
     /// The keys tokens are validated with, as `/certs` answers.
     #[must_use]
     pub fn published_keys(&self) -> Value {
@@ -329,7 +342,8 @@ impl Service {
     /// # Errors
     /// [`StoreError`] when it cannot.
     pub fn check_store(&self) -> Result<(), StoreError> {
-        self.store.policy("", "").map(drop)
+        // Of what stores do not keep in memory.
+        self.store.signers("").map(drop)
     }
 
     /// Makes and forgets signing keys as time passes.
@@ -419,10 +433,14 @@ impl Service {
             return Err(invalid(format!("it is of a {}; this is /attest/{}", quote.tee, kind.name())));
         }
         let time = self.evidence_time.unwrap_or_else(Time::now);
-        let entry = self
-            .collateral
-            .of(&quote, time, baseline.unwrap_or(DEFAULT_BASELINE))
-            .map_err(|error| invalid(error.to_string()))?;
+        let entry = self.collateral.of(&quote, time, baseline.unwrap_or(DEFAULT_BASELINE)).map_err(
+            |error| match (&error, invalid(error.to_string())) {
+                (Missing::Platform { .. }, ServiceError::InvalidParameter(reason)) => {
+                    ServiceError::NoCollateral(reason)
+                }
+                (_, invalid) => invalid,
+            },
+        )?;
         let appraisal =
             self.judge(self.verifier.verify_quote(bytes, &entry.trusted, time)).map_err(invalid)?;
         let tcb_status = appraisal
@@ -443,7 +461,7 @@ impl Service {
                 let mut hashes: Map<String, Value> =
                     entry.hashes.iter().map(|(name, hash)| ((*name).to_owned(), json!(hash))).collect();
                 hashes.insert("quotehash".into(), json!(claims::sha256_hex(bytes)));
-                claims.sgx(&report, &hashes, baseline);
+                claims.sgx(&report, hashes, baseline);
             }
             Body::Td(report) => claims.tdx(&report, tcb_status),
         }

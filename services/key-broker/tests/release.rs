@@ -16,7 +16,7 @@ use common::Platform;
 use enclos_attested_tls::OfflineCollateral;
 use enclos_key_broker::audit::{AuditLog, Entry, Happened};
 use enclos_key_broker::client::{BrokerClient, RelayError};
-use enclos_key_broker::collateral::{Pccs, Sources};
+use enclos_key_broker::collateral::{Sources, pccs};
 use enclos_key_broker::http::serve;
 use enclos_key_broker::release::{KeyRelease, KeyRequest, Pending, ReleaseError};
 use enclos_key_broker::store::{Store, StoreError};
@@ -233,7 +233,7 @@ fn collateral_comes_from_a_provisioning_service_or_with_the_request_or_not_at_al
     let relaying = BrokerClient::new(&serving.url).with_collateral(serde_json::json!({ "no": "collateral" }));
     ask(&relaying, &platform, "digits", |_| {}).1.unwrap();
     // A service that is not there is said to be.
-    let nowhere = Sources { emulated: None, others: vec![Arc::new(Pccs::at("http://127.0.0.1:1"))] };
+    let nowhere = Sources { emulated: None, others: vec![Arc::new(pccs("http://127.0.0.1:1").unwrap())] };
     let serving = Serving::start(&policy, nowhere);
     let (_, outcome) = ask(&BrokerClient::new(&serving.url), &platform, "digits", |_| {});
     assert!(refused(outcome).1.contains("http://127.0.0.1:1/sgx/certification/v4/tcb"));

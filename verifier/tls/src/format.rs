@@ -213,6 +213,30 @@ pub enum FormatError {
         "the certificate has evidence with CBOR tag {0}; only {INTEL_QUOTE_TAG} (SGX and TDX quotes) is known"
     )]
     Tag(u64),
+    /// A record of a kind that is not supported.
+    #[error(
+        "the certificate has a record of type {0:?}; no such type is known for quotes, which come under CBOR tag {INTEL_QUOTE_TAG}"
+    )]
+    ContentType(String),
+    /// Bits that no kind of message has.
+    #[error("the record in the certificate says it is of kinds {0:#x}, which do not exist")]
+    Indicator(u64),
+    /// Not a conceptual message wrapper.
+    #[error(
+        "what the certificate has in place of evidence is no conceptual message wrapper (it begins with {0:02x?})"
+    )]
+    NoWrapper(Option<u8>),
+    /// A collection without evidence of a kind that is supported.
+    #[error("the collection in the certificate has no quote (CBOR tag {INTEL_QUOTE_TAG})")]
+    NoEvidenceInCollection,
+    /// A collection with more than one quote.
+    #[error(
+        "the collection in the certificate has more than one quote: which one is the peer's cannot be told"
+    )]
+    Ambiguous,
+    /// Collections in collections.
+    #[error("the collection in the certificate is nested deeper than {0} levels")]
+    Depth(usize),
     /// The format has definite lengths only.
     #[error("the {0} in the certificate have no definite length")]
     Indefinite(&'static str),

@@ -47,6 +47,9 @@ pub enum EvaluationError {
 }
 
 pub(super) fn configure(rules: &[Rule], incoming: &[Claim]) -> Result<Vec<Claim>, EvaluationError> {
+    if rules.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut evaluation = Evaluation::new(incoming.to_vec());
     for rule in rules {
         evaluation.apply(rule)?;
@@ -159,14 +162,17 @@ impl Evaluation {
         let operands: Vec<_> = condition
             .demands
             .iter()
-            .map(|demand| self.evaluate(&demand.operand, bound))
+            .map(|demand| match &demand.operand {
+                Expression::Literal(value) => Ok(Operand::Literal(value)),
+                expression => self.evaluate(expression, bound).map(|found| Operand::Set(found.values)),
+            })
             .collect::<Result<_, _>>()?;
         let mut matching = Vec::new();
         for index in 0..self.incoming.len() {
             let mut meets_all = true;
             for (demand, operand) in condition.demands.iter().zip(&operands) {
-                self.spend(1 + operand.values.len() / 16)?;
-                if !meets(&self.incoming[index], demand, &operand.values) {
+                self.spend(1 + operand.len() / 16)?;
+                if !meets(&self.incoming[index], demand, operand) {
                     meets_all = false;
                     break;
                 }
@@ -335,17 +341,60 @@ fn property_of(claim: &Claim, property: Property) -> Value {
     }
 }
 
-fn meets(claim: &Claim, demand: &Demand, operands: &Values) -> bool {
-    let found = property_of(claim, demand.property);
+/// What a demand compares with. Literals are compared where they stand: nearly all demands of nearly all policies have one.
+enum Operand<'a> {
+    Literal(&'a Value),
+    Set(Values),
+}
+
+impl Operand<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Literal(_) => 1,
+            Self::Set(values) => values.len(),
+        }
+    }
+
+    fn contains(&self, found: &Found<'_>) -> bool {
+        match (self, found) {
+            (Self::Literal(Value::String(literal)), Found::Text(text)) => literal == text,
+            (Self::Literal(_), Found::Text(_)) => false,
+            (Self::Literal(literal), Found::Value(value)) => literal == value,
+            (Self::Set(values), Found::Text(text)) => values.contains(&Value::from(*text)),
+            (Self::Set(values), Found::Value(value)) => values.contains(value),
+        }
+    }
+
+    fn any(&self, holds: impl Fn(&Value) -> bool) -> bool {
+        match self {
+            Self::Literal(value) => holds(value),
+            Self::Set(values) => values.iter().any(holds),
+        }
+    }
+}
+
+/// A property of a claim, where it lies.
+enum Found<'a> {
+    Text(&'a str),
+    Value(&'a Value),
+}
+
+fn meets(claim: &Claim, demand: &Demand, operand: &Operand<'_>) -> bool {
+    let found = match demand.property {
+        Property::Type => Found::Text(&claim.kind),
+        Property::Value => Found::Value(&claim.value),
+        Property::ValueType => Found::Text(claim.value.type_name()),
+        Property::Issuer => Found::Text(claim.issuer.name()),
+    };
     let ordered = |holds: fn(i64, i64) -> bool| {
-        operands.iter().any(|operand| match (&found, operand) {
-            (Value::Integer(found), Value::Integer(operand)) => holds(*found, *operand),
+        operand.any(|operand| match (&found, operand) {
+            (Found::Value(Value::Integer(found)), Value::Integer(operand)) => holds(*found, *operand),
             _ => false,
         })
     };
     match demand.operator {
-        Operator::Equal => operands.contains(&found),
-        Operator::NotEqual => !operands.contains(&found),
+        Operator::Equal => operand.contains(&found),
+        Operator::NotEqual => !operand.contains(&found),
         Operator::Less => ordered(|found, operand| found < operand),
         Operator::LessOrEqual => ordered(|found, operand| found <= operand),
         Operator::Greater => ordered(|found, operand| found > operand),

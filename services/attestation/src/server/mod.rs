@@ -1,6 +1,7 @@
 //! The REST interface: addresses, versions, bounds and errors as Azure Attestation has them.
 
 mod metrics;
+mod provisioning;
 mod rate;
 mod refusal;
 mod route;
@@ -36,6 +37,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::{
     metrics::{Metrics, gauges},
+    provisioning::Provisioning,
     rate::RateLimiter,
     refusal::Refusal,
     route::{PAGE, Route, Version, token_format},
@@ -74,6 +76,7 @@ pub struct Server {
 
 struct Shared {
     engine: SharedEngine,
+    provisioning: Option<Arc<Provisioning>>,
     tenants: Vec<TenantContext>,
     authenticator: Option<Authenticator>,
     limits: Limits,
@@ -107,6 +110,7 @@ impl Server {
         let config = config.checked()?;
         let tls = config.tls.as_ref().map(tls_acceptor).transpose()?;
         let authenticator = config.authentication.as_ref().map(Authenticator::new).transpose()?;
+        let provisioning = config.pccs.as_ref().map(|pccs| Provisioning::new(pccs, &config)).transpose()?;
         let failed = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
@@ -132,6 +136,7 @@ impl Server {
         );
         let shared = Shared {
             engine,
+            provisioning: provisioning.map(Arc::new),
             tenants,
             authenticator,
             limits: config.limits,
@@ -167,6 +172,9 @@ impl Server {
                     tokio::task::spawn_blocking(move || {
                         if let Err(error) = shared.engine.rotate_keys() {
                             tracing::error!(%error, "signing keys could not be rotated");
+                        }
+                        if let Some(provisioning) = &shared.provisioning {
+                            provisioning.renew(&shared.engine);
                         }
                     });
                     continue;
@@ -357,8 +365,22 @@ async fn respond(shared: &Arc<Shared>, route: Route, request: Request) -> Result
                 Operation::Attest(kind, _) => Operation::Attest(kind, token_format(&parts.uri)?),
                 other => other,
             };
-            let engine = Arc::clone(&shared.engine);
-            let work = move || engine.answer(&tenant.name, operation, &body);
+            let (engine, provisioning) = (Arc::clone(&shared.engine), shared.provisioning.clone());
+            let work = move || {
+                let answer = engine.answer(&tenant.name, operation, &body);
+                match (answer, provisioning) {
+                    (Err(refused), Some(provisioning)) if refused.kind == RefusalKind::NoCollateral => {
+                        match provisioning.provide(&engine, &body) {
+                            Ok(()) => engine.answer(&tenant.name, operation, &body),
+                            Err(reason) => {
+                                let message = format!("{}: {reason}", refused.message);
+                                Err(Refused { message, ..refused })
+                            }
+                        }
+                    }
+                    (answer, _) => answer,
+                }
+            };
             Ok(json_response(StatusCode::OK, JSON, judged(shared, work).await??))
         }
         Route::OpenApi | Route::Metrics | Route::Health | Route::Page(_) => {

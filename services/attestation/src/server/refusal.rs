@@ -51,7 +51,7 @@ impl From<Refused> for Refusal {
     fn from(refused: Refused) -> Self {
         let bad = StatusCode::BAD_REQUEST;
         let (status, code) = match refused.kind {
-            RefusalKind::InvalidParameter => (bad, "InvalidParameter"),
+            RefusalKind::InvalidParameter | RefusalKind::NoCollateral => (bad, "InvalidParameter"),
             RefusalKind::InvalidOperation => (bad, "InvalidOperation"),
             RefusalKind::PolicyParsing => (bad, "PolicyParsingError"),
             RefusalKind::PolicyEvaluation => (bad, "PolicyEvaluationError"),

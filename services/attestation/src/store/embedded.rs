@@ -1,6 +1,10 @@
 //! The store of one process: an embedded database in one file.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError, RwLock},
+};
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
@@ -22,7 +26,15 @@ const KEYS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("signing-keys
 pub struct EmbeddedStore {
     database: Database,
     path: PathBuf,
+    /// What the table of policies has, because every attestation asks; `None` once a write has failed, for then only the file
+    /// tells what was written.
+    policies: RwLock<Option<Policies>>,
+    /// Held from a write of a policy until it stands in `policies`, so that these follow one another as the writes do.
+    writing: Mutex<()>,
 }
+
+/// Policies by tenant and attestation type.
+type Policies = HashMap<String, HashMap<String, String>>;
 
 /// Of a transaction: the database's own failures, or ours.
 enum Failure {
@@ -43,7 +55,7 @@ impl EmbeddedStore {
     /// [`StoreError`] when the file cannot be opened or is in use.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let path = folder.join("attestation.redb");
-        let open = || -> Result<Database, redb::Error> {
+        let open = || -> Result<(Database, Policies), redb::Error> {
             let database = create(folder, &path)?;
             // Made at once, so that reading never meets a missing table.
             let write = database.begin_write()?;
@@ -53,10 +65,18 @@ impl EmbeddedStore {
             write.open_table(REVISIONS)?;
             write.open_table(KEYS)?;
             write.commit()?;
-            Ok(database)
+            let mut policies = Policies::new();
+            for entry in database.begin_read()?.open_table(POLICIES)?.iter()? {
+                let (key, policy) = entry?;
+                let (tenant, kind) = key.value();
+                policies.entry(tenant.into()).or_default().insert(kind.into(), policy.value().into());
+            }
+            Ok((database, policies))
         };
         match open() {
-            Ok(database) => Ok(Self { database, path }),
+            Ok((database, policies)) => {
+                Ok(Self { database, path, policies: RwLock::new(Some(policies)), writing: Mutex::default() })
+            }
             Err(source) => Err(StoreError::Embedded { path, source: source.into() }),
         }
     }
@@ -120,6 +140,9 @@ fn is_current(
 
 impl Store for EmbeddedStore {
     fn policy(&self, tenant: &str, kind: &str) -> Result<Option<String>, StoreError> {
+        if let Some(policies) = &*self.policies.read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(policies.get(tenant).and_then(|policies| policies.get(kind)).cloned());
+        }
         self.read(|read| {
             let policies = read.open_table(POLICIES)?;
             Ok(policies.get((tenant, kind))?.map(|policy| policy.value().to_owned()))
@@ -133,7 +156,8 @@ impl Store for EmbeddedStore {
         jws: Option<&str>,
         decided: Revision,
     ) -> Result<Written, StoreError> {
-        self.write(|write| {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = self.write(|write| {
             if !is_current(write, tenant, decided, false)? {
                 return Ok(Written::Stale);
             }
@@ -143,7 +167,21 @@ impl Store for EmbeddedStore {
                 None => policies.remove((tenant, kind))?.map(|_| ()),
             };
             Ok(Written::Done)
-        })
+        });
+        // After it is durable: nobody is to see what a crash could take back.
+        let mut policies = self.policies.write().unwrap_or_else(PoisonError::into_inner);
+        match (&written, policies.as_mut()) {
+            (Ok(Written::Done), Some(policies)) => {
+                let policies = policies.entry(tenant.into()).or_default();
+                match jws {
+                    Some(jws) => policies.insert(kind.into(), jws.into()),
+                    None => policies.remove(kind),
+                };
+            }
+            (Err(_), _) => *policies = None,
+            _ => {}
+        }
+        written
     }
 
     fn signers(&self, tenant: &str) -> Result<Signers, StoreError> {

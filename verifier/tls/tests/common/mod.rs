@@ -39,7 +39,7 @@ impl TimeProvider for Clock {
 /// An emulated platform with an enclave on it.
 pub(crate) struct Platform {
     pub(crate) machine: Arc<Machine>,
-    pub(crate) quoting: EmulatedQuoting,
+    pub(crate) quoting: Arc<EmulatedQuoting>,
     _state: TempDir,
 }
 
@@ -47,7 +47,7 @@ impl Platform {
     pub(crate) fn new() -> Arc<Self> {
         let machine = Machine::new(&MachineConfig::with_seed([7; 32])).unwrap();
         let state = TempDir::new().unwrap();
-        let quoting = EmulatedQuoting::open(&machine, state.path()).unwrap();
+        let quoting = Arc::new(EmulatedQuoting::open(&machine, state.path()).unwrap());
         Arc::new(Self { machine, quoting, _state: state })
     }
 
