@@ -78,7 +78,9 @@ mod absent {
 
     impl Provisioning {
         fn missing(&self) -> Result<(), Error> {
-            let Self { pccs, pccs_ca: _, pccs_cache: _ } = self;
+            let Self { pccs, pccs_ca: ca, pccs_cache: cache } = self;
+            // They are for the same option.
+            let _ = (ca, cache);
             match pccs {
                 None => Ok(()),
                 Some(_) => Err(Error::Usage(

@@ -106,7 +106,7 @@ pub(crate) fn collateral_json(quoting: &EmulatedQuoting) -> Result<Vec<u8>, Erro
 /// Collateral as it lies in files.
 ///
 /// # Errors
-/// None, as it is.
+/// When it cannot be serialized.
 pub(crate) fn json(collateral: &Collateral) -> Result<Vec<u8>, Error> {
     serde_json::to_vec_pretty(collateral).map_err(|e| Error::Usage(e.to_string()))
 }

@@ -105,6 +105,7 @@ pub(crate) enum Error {
     Collateral { path: PathBuf, source: CollateralError },
     #[error("there is no collateral at {}: name it with --collateral, or a provisioning service with --pccs; `enclos quote --collateral` writes that of the emulated platform", path.display())]
     NoCollateral { path: PathBuf },
+    #[cfg(feature = "pccs")]
     #[error("the provisioning service gives no collateral: {0}")]
     Provisioning(String),
     #[error(transparent)]

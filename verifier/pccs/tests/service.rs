@@ -177,6 +177,11 @@ fn a_source_of_collateral_for_peers_outlives_its_service() {
     assert!(error.reason.contains("/sgx/certification/v4/tcb"), "{error}");
 }
 
+/// What a service does with a request, by its path and connection.
+type Answering = Box<dyn Fn(&str, &mut TcpStream) + Send>;
+/// What is changed of headers and body.
+type Change<'a> = &'a dyn Fn(String, Vec<u8>) -> (String, Vec<u8>);
+
 /// A service that answers every request by a function of path and connection.
 fn hostile(answer: impl Fn(&str, &mut TcpStream) + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -211,7 +216,7 @@ fn answers_that_no_service_should_give_are_typed_errors_in_bounded_time() {
     let platform = Platform::new();
     let bytes = platform.attest(&[5; 64]);
     let quote = Quote::parse(&bytes).unwrap();
-    let ask = |answer: Box<dyn Fn(&str, &mut TcpStream) + Send>, patience| {
+    let ask = |answer: Answering, patience| {
         let options = Options { patience, ..Options::default() };
         let service = ProvisioningService::new(&hostile(answer), options).unwrap();
         let started = Instant::now();
@@ -258,7 +263,7 @@ fn answers_that_no_service_should_give_are_typed_errors_in_bounded_time() {
     assert!(matches!(error, FetchError::TooLong { .. }), "{error:?}, the limit is {LONGEST}");
     // A byte at a time, for ever: all documents together have their time.
     let patience = Duration::from_millis(600);
-    let drip = |head: &'static [u8]| -> Box<dyn Fn(&str, &mut TcpStream) + Send> {
+    let drip = |head: &'static [u8]| -> Answering {
         Box::new(move |_, to| {
             let _ = to.write_all(head);
             while to.write_all(b"x").is_ok() {
@@ -266,8 +271,7 @@ fn answers_that_no_service_should_give_are_typed_errors_in_bounded_time() {
             }
         })
     };
-    let silence: Box<dyn Fn(&str, &mut TcpStream) + Send> =
-        Box::new(|_, _| thread::sleep(Duration::from_secs(9)));
+    let silence: Answering = Box::new(|_, _| thread::sleep(Duration::from_secs(9)));
     for answer in
         [silence, drip(b"HTTP/1.1 200 OK\r\nX: "), drip(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")]
     {
@@ -324,7 +328,7 @@ fn documents_that_are_none_are_named() {
     let (outcome, kept) = ask(&|_, headers, body| (headers, body));
     assert!(accepted(&platform, &bytes, &outcome.unwrap()) && kept == 1);
 
-    let malformed = |at: &str, change: &dyn Fn(String, Vec<u8>) -> (String, Vec<u8>)| {
+    let malformed = |at: &str, change: Change<'_>| {
         let (outcome, kept) =
             ask(&|path, headers, body| if path == at { change(headers, body) } else { (headers, body) });
         assert_eq!(kept, 0);
@@ -364,7 +368,7 @@ fn documents_that_are_none_are_named() {
     // What is well-formed and not genuine is for the appraisal to name, and is not kept.
     let other = Platform::new();
     let other = other.quoting.collateral(Time::now()).unwrap();
-    let wrong: [(&str, &dyn Fn(String, Vec<u8>) -> (String, Vec<u8>)); 4] = [
+    let wrong: [(&str, Change<'_>); 4] = [
         ("/tcb", &|_, body| {
             (format!("TCB-Info-Issuer-Chain: {}\r\n", chain(&good.pck_crl_issuer_chain)), body)
         }),
