@@ -54,7 +54,7 @@ pub struct BoundEvidence {
 pub enum EvidenceForm {
     /// Interoperable RA-TLS: [`EVIDENCE_OID`], tagged evidence, bare or in a collection of conceptual messages.
     Interoperable,
-    /// The same within the extension of RFC 9999, [`CMW_OID`].
+    /// The same within the extension of draft-ietf-rats-msg-wrap, [`CMW_OID`].
     ConceptualMessage,
     /// A bare quote whose report data are the SHA-256 of the key: [`GRAMINE_QUOTE_OID`] or [`INTEL_QUOTE_OID`].
     Gramine,

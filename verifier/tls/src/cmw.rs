@@ -1,4 +1,4 @@
-//! Conceptual message wrappers (CMW, RFC 9999): what else than bare tagged evidence a certificate can hold it in.
+//! Conceptual message wrappers (CMW, draft-ietf-rats-msg-wrap): what else than bare tagged evidence a certificate can hold it in.
 //!
 //! A wrapper is a CBOR tag, a record of type and value, or a collection of wrappers, in CBOR or in JSON; "tunnels" carry one
 //! encoding within the other. Evidence that can be judged is an SGX or TDX quote under its CBOR tag
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::format::{FormatError, INTEL_QUOTE_TAG, TaggedEvidence};
 
-/// The extension of RFC 9999, `id-pe-cmw`: a wrapper in JSON (a UTF8String) or in CBOR (an OCTET STRING).
+/// The extension of draft-ietf-rats-msg-wrap, `id-pe-cmw`: a wrapper in JSON (a UTF8String) or in CBOR (an OCTET STRING).
 pub const CMW_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.1.35");
 
 /// How deep collections and tunnels may lie in one another.
@@ -37,7 +37,7 @@ pub(crate) fn of_pkix_extension(value: &[u8]) -> Result<TaggedEvidence, FormatEr
     }
 }
 
-/// The evidence in a wrapper, told apart by its first byte (RFC 9999, "Decapsulation").
+/// The evidence in a wrapper, told apart by its first byte (draft-ietf-rats-msg-wrap, "Decapsulation").
 pub(crate) fn of_wrapper(bytes: &[u8]) -> Result<TaggedEvidence, FormatError> {
     let mut found = None;
     search(bytes, 0, &mut found)?;

@@ -100,7 +100,7 @@ fn conceptual_messages_without_usable_evidence_are_named() {
         Err(BindingError::Format(error)) => error,
         other => panic!("{other:?}"),
     };
-    // The examples of RFC 9999: a record by content format, by media type, and a tag made of a content format.
+    // The examples of draft-ietf-rats-msg-wrap: a record by content format, by media type, and a tag made of a content format.
     let record = |kind: &dyn Fn(&mut Encoder<&mut Vec<u8>>)| {
         cbor(|e| {
             e.array(2).unwrap();
