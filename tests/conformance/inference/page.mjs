@@ -62,7 +62,7 @@ function expected(model, pixels) {
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"] });
 let passed = 0, failed = 0;
 
-async function test(name, run, { at = origin, ...options } = {}) {
+async function test(name, run, { at = origin, expects = /^$/, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1100, height: 900 }, ...options });
   const page = await context.newPage();
   const problems = [];
@@ -73,7 +73,7 @@ async function test(name, run, { at = origin, ...options } = {}) {
     await page.goto(`${at}/`);
     await page.locator("body[data-ready]").waitFor();
     await run(page);
-    assert.deepEqual(problems, []);
+    assert.deepEqual(problems.filter((problem) => !expects.test(problem)), []);
     passed++;
     console.log("ok    page:", name);
   } catch (error) {
@@ -131,7 +131,7 @@ for (const model of ["mlp", "forest"]) {
       await draw(page, strokes);
       const row = await pixels(page);
       assert.equal(row.length, 64);
-      assert.ok(row.some((count) => count === 16) && row.some((count) => count === 0), "ink and paper");
+      assert.ok(Math.max(...row) > 10 && Math.min(...row) < 2 && Math.max(...row) <= 16, `ink and paper: ${row}`);
       await ask(page);
       const [label, probabilities] = expected(model, row);
       assert.equal(await page.locator("#digit").innerText(), String(label), `${digit} as ${row}`);
@@ -174,7 +174,7 @@ await test("the page may load nothing else, and nobody may frame it", async (pag
   assert.ok(isStopped);
   const framed = await fetch(`${origin}/`, { headers: { Origin: "https://attacker.example" } });
   assert.equal(framed.status, 403);
-}, { bypassCSP: false });
+}, { expects: /127\.0\.0\.1:1\// });
 await test("a narrow window does not scroll sideways", async (page) => {
   const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
   assert.ok(wide <= 0, `${wide} pixels`);
