@@ -12,7 +12,7 @@ quotes=${ENCLOS_QUOTES:-$root/../shared/quotes}
 amount=${1:-4}
 shift || true
 targets=("$@")
-if [ ${#targets[@]} = 0 ]; then targets=(quote collateral policy jws inspect frame image manifest sealed host_replies); fi
+if [ ${#targets[@]} = 0 ]; then targets=(quote collateral policy jws inspect frame image manifest sealed model jwe host_replies); fi
 case $amount in *x) limit=-runs=${amount%x} ;; *) limit=-max_total_time=$amount ;; esac
 
 # Flags of the environment would replace those of .cargo/config.toml, and nothing would guide the search.
@@ -36,6 +36,7 @@ for name in "${targets[@]}"; do
             if [ -d "$folder" ]; then folders+=("$folder"); fi
         done
         ;;
+    model) folders+=("$root/services/inference/tests/data") ;;
     esac
     options=(-timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 -verbosity=1 -artifact_prefix="$crashes/")
     if [ -f "$here/$name.dict" ]; then options+=(-dict="$here/$name.dict"); fi

@@ -181,6 +181,8 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
             let mut said = identity.clone();
             said["url"] = json!(url);
             said["attested_tls"] = json!(server.service().attested_tls());
+            // For whoever looks at the host's memory: what is in there is the enclave's.
+            said["memory"] = json!(server.service().memory());
             say_json(&said);
         }
         ui.status("listening", url);

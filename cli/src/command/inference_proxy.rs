@@ -21,6 +21,7 @@ Examples:
   enclos inference-proxy --server … --policy p.toml --collateral c.json --model-sha256 9f86… --listen 127.0.0.1:0 --json
   curl http://127.0.0.1:8091/v2/models/digits            # the Open Inference Protocol, verified and encrypted underneath
   curl http://127.0.0.1:8091/verdict                     # who answers, and why it was accepted
+  xdg-open http://127.0.0.1:8091/                        # draw a digit, and see who answered
 
   # Python, with PyPI's tritonclient, unmodified
   client = tritonclient.http.InferenceServerClient(\"127.0.0.1:8091\")

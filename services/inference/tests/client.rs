@@ -10,7 +10,7 @@ use enclos_inference::client::{
     Client, ClientError, Demands, GATEWAY_PATH, HostResponse, Request, Transport, TransportError,
 };
 use enclos_inference::{InferenceClient, OFFER_PATH, Offer};
-use enclos_verifier::Policy;
+use enclos_verifier::{Policy, Time};
 
 /// A host in this process, and what it was sent.
 #[derive(Clone)]
@@ -166,6 +166,32 @@ fn another_enclave_is_verified_before_a_request_is_sent_again() {
     let refused = client.ask(&infer());
     assert!(matches!(&refused, Err(ClientError::Host { status: 400, detail }) if detail.contains("unknown")));
     assert!(host.counts().1 <= 2);
+}
+
+#[test]
+fn expired_collateral_is_refused_and_nothing_is_sent() {
+    const DAYS: u64 = 24 * 60 * 60;
+    let host = Host::start();
+    let platform = host.0.lock().unwrap().platform.clone();
+    let [good, expired] =
+        [0, 60 * DAYS].map(|ago| platform.quoting.collateral(Time(Time::now().0 - ago)).unwrap());
+    let current = Arc::new(Mutex::new(good));
+    let given = current.clone();
+    let collateral = Box::new(move || Ok(given.lock().unwrap().clone()));
+    let client = Client::new(host.clone(), Demands { policy: host.policy(), collateral, models: Vec::new() });
+    client.ask(&infer()).unwrap();
+    host.counts();
+
+    // It expires while a server is accepted: the next one is judged by what there is then.
+    *current.lock().unwrap() = expired;
+    host.restart();
+    let refused = client.ask(&infer());
+    let Err(ClientError::Refused(verdict)) = &refused else { panic!("{refused:?}") };
+    let reasons: Vec<_> = verdict.reasons.iter().map(ToString::to_string).collect();
+    assert!(reasons.iter().any(|reason| reason.contains("expired")), "{reasons:?}");
+    assert_eq!(host.counts(), (1, 1), "what was sent was for the key of the server accepted before");
+    assert!(matches!(client.ask(&infer()), Err(ClientError::Refused(_))));
+    assert_eq!(host.counts(), (1, 0));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /.well-known/ohttp-gateway` | the key configuration offered, `application/ohttp-keys` (RFC 9540, RFC 9458 section 3) |
 //! | `POST /.well-known/ohttp-gateway` | an encapsulated request, answered by an encapsulated response |
+//! | `POST /score` | the same for clients of Azure's confidential inferencing (PyPI's `ohttpy`): the response is one chunk |
 //! | `GET /.well-known/enclos-inference` | the offer, JSON: [`enclos_inference::Offer::to_json`] |
 //! | `GET /v2/health/live`, `/v2/health/ready` | in plain, for probes |
 //! | `GET /metrics` | Prometheus |
@@ -34,8 +35,15 @@ const GATEWAY_PATH: &str = "/.well-known/ohttp-gateway";
 const KEYS: &str = "application/ohttp-keys";
 const REQUEST: &str = "message/ohttp-req";
 const RESPONSE: &str = "message/ohttp-res";
+/// Where Azure's clients send, whatever the address that they are given.
+const SCORE_PATH: &str = "/score";
+/// Media types of chunked Oblivious HTTP (draft-ietf-ohai-chunked-ohttp).
+const CHUNKED_REQUEST: &str = "message/ohttp-chunked-req";
+const CHUNKED_RESPONSE: &str = "message/ohttp-chunked-res";
 /// The problem that tells clients to get another key configuration (RFC 9458, section 5.3).
 const KEY_PROBLEM: &str = "https://iana.org/assignments/http-problem-types#ohttp-key";
+/// Identifiers of key, KEM, KDF and AEAD, which a request begins with (RFC 9458, section 4.3).
+const REQUEST_HEADER: usize = 7;
 const KIB: usize = 1024;
 
 /// A service that is ready to serve.
@@ -114,17 +122,19 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Result<R
     let path = request.uri().path().to_owned();
     let allowed = match &*path {
         GATEWAY_PATH => "GET, HEAD, POST, OPTIONS",
+        SCORE_PATH => "POST, OPTIONS",
         _ => "GET, HEAD, OPTIONS",
     };
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     let mut response = match (&*path, request.method()) {
-        (GATEWAY_PATH, &Method::POST) => infer(&shared, request).await,
+        (GATEWAY_PATH, &Method::POST) => infer(&shared, request, Form::Whole).await,
+        (SCORE_PATH, &Method::POST) => infer(&shared, request, Form::OneChunk).await,
         (GATEWAY_PATH, _) if is_read => offer(&shared, KEYS, keys).await,
         (OFFER_PATH, _) if is_read => offer(&shared, "application/json", |o| o.to_json().into_bytes()).await,
         ("/v2/health/live", _) if is_read => json_response(StatusCode::OK, &json!({ "live": true })),
         ("/v2/health/ready", _) if is_read => ready(&shared).await,
         ("/metrics", _) if is_read => metrics(&shared).await,
-        (GATEWAY_PATH | OFFER_PATH | "/v2/health/live" | "/v2/health/ready" | "/metrics", method) => {
+        (GATEWAY_PATH | SCORE_PATH | OFFER_PATH | "/v2/health/live" | "/v2/health/ready" | "/metrics", method) => {
             let status = match *method {
                 Method::OPTIONS => StatusCode::NO_CONTENT,
                 _ => StatusCode::METHOD_NOT_ALLOWED,
@@ -192,11 +202,50 @@ async fn ask<T: Send + 'static>(
     asked.unwrap_or_else(|e| Err(Unavailable::Failed { reason: e.to_string() }))
 }
 
-async fn infer(shared: &Arc<Shared>, request: Request) -> Response {
+/// How a response is framed. The enclave knows one form; the other differs in a length that it needs no key for.
+#[derive(Clone, Copy)]
+enum Form {
+    /// RFC 9458, section 4.
+    Whole,
+    /// One chunk, and no final one: as `ohttpy` reads draft-ohai-chunked-ohttp-01. Its requests are those of RFC 9458, whole.
+    /// Nothing is lost by it: one AEAD covers all of the response.
+    OneChunk,
+}
+
+impl Form {
+    fn media_types(self) -> [&'static str; 2] {
+        match self {
+            Self::Whole => [REQUEST, RESPONSE],
+            Self::OneChunk => [CHUNKED_REQUEST, CHUNKED_RESPONSE],
+        }
+    }
+
+    /// The enclave's response to a request with this beginning.
+    fn frame(self, request_header: [u8; REQUEST_HEADER], mut response: Vec<u8>) -> Vec<u8> {
+        if matches!(self, Self::Whole) {
+            return response;
+        }
+        // The response nonce (RFC 9458, section 4.4) is as long as the AEAD's key: AES-128-GCM's, or another's (RFC 9180, 7.3).
+        let [.., high, low] = request_header;
+        let nonce = if u16::from_be_bytes([high, low]) == 1 { 16 } else { 32 };
+        let chunk = response.split_off(nonce.min(response.len()));
+        let mut length = chunk.len();
+        // Seven bits a byte, the least first.
+        while length > 0x7f {
+            response.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        response.push(length as u8);
+        response.extend(chunk);
+        response
+    }
+}
+
+async fn infer(shared: &Arc<Shared>, request: Request, form: Form) -> Response {
     let begun = Instant::now();
     let mut length = 0;
     let limit = shared.limits.request;
-    let relayed = tokio::time::timeout(limit, relay(shared, request, &mut length)).await;
+    let relayed = tokio::time::timeout(limit, relay(shared, request, form, &mut length)).await;
     let answer = relayed.unwrap_or_else(|_| {
         let detail = format!("the request took longer than {} s", limit.as_secs_f32());
         Err(Problem::new("timed_out", StatusCode::GATEWAY_TIMEOUT, "too slow", detail))
@@ -206,11 +255,18 @@ async fn infer(shared: &Arc<Shared>, request: Request) -> Response {
         Err(problem) => (problem.outcome, 0),
     };
     shared.metrics.count(outcome, begun.elapsed(), length, sent);
-    answer.map(|answer| ([(header::CONTENT_TYPE, RESPONSE)], answer)).into_response()
+    let [_, kind] = form.media_types();
+    answer.map(|answer| ([(header::CONTENT_TYPE, kind)], answer)).into_response()
 }
 
-async fn relay(shared: &Arc<Shared>, request: Request, length: &mut usize) -> Result<Vec<u8>, Problem> {
-    check_type(request.headers())?;
+async fn relay(
+    shared: &Arc<Shared>,
+    request: Request,
+    form: Form,
+    length: &mut usize,
+) -> Result<Vec<u8>, Problem> {
+    let [kind, _] = form.media_types();
+    check_type(request.headers(), kind)?;
     let body = request.into_body();
     // What the client says that it sends, or all that it may. Taken before it is read, and kept while it is there.
     let hint =
@@ -219,6 +275,7 @@ async fn relay(shared: &Arc<Shared>, request: Request, length: &mut usize) -> Re
     let memory = shared.memory.clone().try_acquire_many_owned(blocks).map_err(|_| Problem::busy())?;
     let body = read_body(body, shared.limits.body).await?;
     *length = body.len();
+    let header = body.first_chunk().copied().unwrap_or_default();
     let place = Waiting::take(shared).ok_or_else(Problem::busy)?;
     let permit = shared.inside.clone().acquire_owned().await.map_err(|e| Problem::failed(&e))?;
     drop(place);
@@ -230,7 +287,7 @@ async fn relay(shared: &Arc<Shared>, request: Request, length: &mut usize) -> Re
         answer
     });
     match called.await.map_err(|e| Problem::failed(&e))? {
-        Ok(answer) => answer.map_err(|e| Problem::from(&e)),
+        Ok(answer) => answer.map(|answer| form.frame(header, answer)).map_err(|e| Problem::from(&e)),
         Err(e) => Err(Problem::from(&e)),
     }
 }
@@ -253,12 +310,12 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+fn check_type(headers: &HeaderMap, expected: &str) -> Result<(), Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    if kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(REQUEST) {
+    if kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(expected) {
         return Ok(());
     }
-    let detail = format!("requests are encapsulated (RFC 9458), and their content type is {REQUEST}");
+    let detail = format!("requests are encapsulated (RFC 9458), and their content type here is {expected}");
     let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     Err(Problem::new("malformed", status, "not an encapsulated request", detail))
 }

@@ -311,6 +311,13 @@ impl Service {
         lock(&self.enclave).running.as_ref().map(|r| r.enclave.platform())
     }
 
+    /// Where the enclave lies in the memory of this process: address and length in bytes. `None` while there is no enclave.
+    pub fn memory(&self) -> Option<(u64, u64)> {
+        let slot = lock(&self.enclave);
+        let enclave = slot.running.as_ref()?.enclave.initialized();
+        Some((enclave.base(), enclave.size()))
+    }
+
     /// Where the enclave serves attested TLS, if it does.
     pub fn attested_tls(&self) -> Option<String> {
         lock(&self.enclave).running.as_ref()?.attested_tls.clone()

@@ -249,6 +249,23 @@ fn it_answers_verified_clients_and_tells_others_why_not() {
         metrics.contains(&format!("model{{name=\"tree\",version=\"{}\"}}", model.version())),
         "{metrics}"
     );
+
+    // As `ohttpy` asks: the same request under another name, and the response is one chunk behind its length.
+    let (sealed, reply) = client.seal("POST", &infer, request(&ROW)).unwrap();
+    let score = |kind: &str| {
+        agent().post(format!("{}/score", service.url)).header("content-type", kind).send(&sealed[..]).unwrap()
+    };
+    assert_eq!(score(REQUEST).status().as_u16(), 415);
+    let mut response = score("message/ohttp-chunked-req");
+    assert_eq!(response.status().as_u16(), 200);
+    assert_eq!(response.headers()["content-type"], "message/ohttp-chunked-res");
+    let response = response.body_mut().read_to_vec().unwrap();
+    let (nonce, chunk) = response.split_at(16);
+    let (length, chunk) = chunk.split_at(chunk.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1);
+    let length = length.iter().rev().fold(0, |n, byte| n << 7 | usize::from(byte & 0x7f));
+    assert_eq!(length, chunk.len());
+    assert_eq!(reply.open(&[nonce, chunk].concat()).unwrap().0, 200);
+    assert_eq!(score("message/ohttp-chunked-req").status().as_u16(), 409, "replayed");
 }
 
 #[test]

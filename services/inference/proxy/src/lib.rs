@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `/v2…` | the Open Inference Protocol, answered by the enclave |
 //! | `GET /verdict` | who answers, and why it was accepted; 502 if nobody is |
+//! | `GET /` | a page on which to draw a digit, for models that take 8 by 8 pixels; it shows who answered |
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;
@@ -30,6 +31,16 @@ const CARRIED: [&str; 3] = ["content-type", "content-encoding", "inference-heade
 const ANSWERED_BY: HeaderName = HeaderName::from_static("enclos-mrenclave");
 /// `true` where the platform proves nothing.
 const EMULATED: HeaderName = HeaderName::from_static("enclos-emulated");
+
+/// The page: path, type and text of everything it consists of.
+const PAGE: [(&str, &str, &str); 3] = [
+    ("/", "text/html; charset=utf-8", include_str!("../page/index.html")),
+    ("/page.js", "text/javascript; charset=utf-8", include_str!("../page/page.js")),
+    ("/style.css", "text/css; charset=utf-8", include_str!("../page/style.css")),
+];
+/// It may load its own parts and ask this proxy, and nothing else; nobody may frame it.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
 /// What is served, and within which bounds.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +120,22 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Result<Respon
     Ok(match path {
         "/verdict" if is_read => verdict(shared).await,
         _ if path == "/v2" || path.starts_with("/v2/") => infer(shared, request).await,
-        _ => error(StatusCode::NOT_FOUND, "there are /v2 and /verdict"),
+        _ => match PAGE.iter().find(|(part, ..)| is_read && path == *part) {
+            Some((_, kind, text)) => page(kind, text),
+            None => error(StatusCode::NOT_FOUND, "there are /v2, /verdict and, for a browser, /"),
+        },
     })
+}
+
+fn page(kind: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text).into_response()
 }
 
 /// Is it asked for by an address, or as localhost, and by no page of another origin? A name that somebody else's page has

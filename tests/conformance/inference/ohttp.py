@@ -1,0 +1,57 @@
+"""PyPI's ohttpy, unmodified, to the enclave: with the key configuration that evidence vouches for.
+
+ohttpy verifies nothing. Here `enclos verify` does, with report data that are computed from docs/inference.md.
+"""
+
+import base64
+import hashlib
+import json
+import subprocess
+import urllib.request
+
+from ohttpy.session import Session
+
+
+def report_data(key_config, models):
+    def number(n):
+        return n.to_bytes(8, "big")
+
+    text = b"enclos inference 2\0" + number(len(key_config)) + key_config + number(len(models))
+    for model in models:
+        name = model["name"].encode()
+        text += number(len(name)) + name + bytes.fromhex(model["sha256"])
+    return hashlib.sha256(text).digest() + bytes(32)
+
+
+def verified_key_config(enclos, environment, url, folder):
+    """The key configuration and the models of an offer whose evidence is accepted by the policy in this folder."""
+    with urllib.request.urlopen(f"{url}/.well-known/enclos-inference") as response:
+        offer = json.load(response)
+    key_config, models = base64.b64decode(offer["key_config"]), offer["models"]
+    evidence = folder / "evidence.bin"
+    evidence.write_bytes(base64.b64decode(offer["evidence"]))
+    command = [enclos, "verify", evidence, "--policy", folder / "policy.toml", "--collateral", folder / "collateral.json"]
+    done = subprocess.run([*command, "--nonce", report_data(key_config, models).hex()], env=environment, capture_output=True, text=True)
+    print(done.stdout, done.stderr, sep="", end="", flush=True)
+    if done.returncode != 0:
+        raise SystemExit(f"FAILED the evidence is not accepted: exit code {done.returncode}")
+    return key_config, models
+
+
+def ask_with_ohttpy(enclos, environment, url, folder, rows):
+    """Labels of rows of pixels."""
+    key_config, models = verified_key_config(enclos, environment, url, folder)
+    # It takes a list of configurations (RFC 9458, section 3.2).
+    session = Session(key_config=len(key_config).to_bytes(2, "big") + key_config)
+    model = models[-1]
+    request = {"inputs": [{"name": "X", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}]}
+    address = f"{url}/v2/models/{model['name']}/versions/{model['sha256']}/infer"
+    response = session.post(address, data=json.dumps(request), headers={"Content-Type": "application/json"})
+    answer = response.json()
+    if response.status_code != 200:
+        raise SystemExit(f"FAILED {response.status_code}: {answer}")
+    # What is wrong with a request comes back encrypted, too.
+    wrong = session.post(address, data=b"{", headers={"Content-Type": "application/json"})
+    if wrong.status_code != 400 or "error" not in wrong.json():
+        raise SystemExit(f"FAILED {wrong.status_code}: {wrong.content}")
+    return answer["outputs"][0]["data"]
