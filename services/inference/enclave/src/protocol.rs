@@ -309,8 +309,7 @@ fn inputs(model: &Model, request: &InferRequest<'_>, mut binary: &[u8]) -> Resul
 
 fn tensor(input: &RequestInput<'_>, binary: &[u8]) -> Result<Tensor, String> {
     let data_type = DataType::ALL.iter().copied().find(|t| t.to_string() == input.datatype);
-    let data_type = data_type
-        .ok_or_else(|| format!("the datatype {:?} is not supported", input.datatype))?;
+    let data_type = data_type.ok_or_else(|| format!("the datatype {:?} is not supported", input.datatype))?;
     let count = input.shape.iter().try_fold(1_usize, |product, d| product.checked_mul(*d));
     let count = count.ok_or_else(|| format!("the shape {:?} has too many elements", input.shape))?;
     let is_binary = input.parameters.binary_data_size.is_some();

@@ -94,12 +94,7 @@ impl Kind {
     }
 
     #[cfg(not(feature = "engines"))]
-    fn load_known(
-        self,
-        _: &[u8],
-        file: &ModelProto,
-        _: &Contents,
-    ) -> Result<Box<dyn Engine>, LoadError> {
+    fn load_known(self, _: &[u8], file: &ModelProto, _: &Contents) -> Result<Box<dyn Engine>, LoadError> {
         match self {
             Self::Evaluator => Ok(Box::new(Evaluator::of_model(file)?)),
             Self::Tract | Self::Rten => {
@@ -269,8 +264,7 @@ fn time_one(engine: &dyn Engine, inputs: &[Tensor]) -> Outcome {
 fn made_up(ports: &[Port], length: usize, value: u8) -> Option<Vec<Tensor>> {
     let all = ports.iter().map(|port| {
         let shape = port.shape.as_ref()?.iter().enumerate();
-        let shape: Vec<usize> =
-            shape.map(|(i, d)| d.unwrap_or(if i == 0 { 1 } else { length })).collect();
+        let shape: Vec<usize> = shape.map(|(i, d)| d.unwrap_or(if i == 0 { 1 } else { length })).collect();
         let count = elements(&shape).filter(|count| *count <= MOST_ELEMENTS)?;
         let data = match port.data_type {
             DataType::F16 => Data::F16(vec![f16::from_f32(value.into()); count]),
@@ -418,7 +412,8 @@ fn ports(graph: &GraphProto, types: &mut BTreeSet<i64>) -> Result<(Vec<Port>, Ve
         }
         Ok::<_, String>(ports)
     };
-    let is_given = |info: &&crate::proto::ValueInfoProto| graph.initializer.iter().all(|t| t.name != info.name);
+    let is_given =
+        |info: &&crate::proto::ValueInfoProto| graph.initializer.iter().all(|t| t.name != info.name);
     let inputs = of(&graph.input.iter().filter(is_given).collect::<Vec<_>>(), "input")?;
     let outputs = of(&graph.output.iter().collect::<Vec<_>>(), "output")?;
     Ok((inputs, outputs))
@@ -453,11 +448,15 @@ fn exclusion(kind: Kind, contents: &Contents) -> Option<String> {
     for node in &contents.nodes {
         let name = || node.output.first().filter(|_| node.name.is_empty()).unwrap_or(&node.name);
         if !domains.contains(&&*node.domain) {
-            return Some(format!("node {:?} ({}.{}): it has no such operators", name(), node.domain, node.op_type));
+            return Some(format!(
+                "node {:?} ({}.{}): it has no such operators",
+                name(),
+                node.domain,
+                node.op_type
+            ));
         }
-        let excluded = EXCLUSIONS
-            .iter()
-            .find(|e| e.kind == kind && e.operator == node.op_type && (e.when)(node));
+        let excluded =
+            EXCLUSIONS.iter().find(|e| e.kind == kind && e.operator == node.op_type && (e.when)(node));
         if let Some(excluded) = excluded {
             return Some(format!("node {:?} ({}): {}", name(), node.op_type, excluded.why));
         }
@@ -475,5 +474,232 @@ pub(crate) fn shortened(words: &str) -> String {
     match &words[..end.unwrap_or(0)] {
         whole if whole.len() == words.len() => whole.to_owned(),
         beginning => format!("{beginning}…"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{
+        AttributeProto, DimensionProto, OperatorSetIdProto, TensorShapeProto, TensorTypeProto, TypeProto,
+        ValueInfoProto,
+    };
+
+    fn value(name: &str, data_type: i32, shape: &[i64]) -> ValueInfoProto {
+        // 0: any.
+        let dim = shape.iter().map(|d| DimensionProto { dim_value: Some(*d).filter(|d| *d > 0) }).collect();
+        let tensor = TensorTypeProto { elem_type: data_type, shape: Some(TensorShapeProto { dim }) };
+        ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
+    }
+
+    fn floats(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
+        let (name, dims, float_data) = (name.into(), dims.to_vec(), data.to_vec());
+        TensorProto { name, dims, float_data, data_type: 1, ..Default::default() }
+    }
+
+    fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
+        NodeProto {
+            name: format!("the-{operator}"),
+            op_type: operator.into(),
+            input: inputs.iter().map(|i| (*i).into()).collect(),
+            output: vec![output.into()],
+            ..Default::default()
+        }
+    }
+
+    fn model(graph: GraphProto) -> Vec<u8> {
+        let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
+        ModelProto { graph: Some(graph), opset_import }.encode_to_vec()
+    }
+
+    /// y = operator(x W), of rows of two.
+    fn dense(operator: &str) -> GraphProto {
+        GraphProto {
+            node: vec![node("MatMul", &["x", "W"], "h"), node(operator, &["h"], "y")],
+            initializer: vec![floats("W", &[2, 2], &[1.0, 0.5, -1.0, 0.25])],
+            input: vec![value("x", 1, &[0, 2])],
+            output: vec![value("y", 1, &[0, 2])],
+            ..Default::default()
+        }
+    }
+
+    fn row(x: [f32; 2]) -> Vec<Tensor> {
+        vec![Tensor::new(vec![1, 2], Data::F32(x.to_vec())).unwrap()]
+    }
+
+    fn numbers(results: Vec<Tensor>) -> Vec<f32> {
+        results[0].floats().unwrap().to_vec()
+    }
+
+    #[test]
+    fn every_engine_runs_what_it_can_and_one_is_chosen() {
+        let file = model(dense("Relu"));
+        for kind in Kind::ALL {
+            let engine = kind.load(&file, false).unwrap();
+            assert_eq!(engine.name(), kind.to_string());
+            assert_eq!(engine.inputs()[0].shape, Some(vec![None, Some(2)]));
+            for (x, y) in [([3.0, 1.0], [2.0, 1.75]), ([0.0, 1.0], [0.0, 0.25])] {
+                assert_eq!(numbers(engine.run(&row(x)).unwrap()), y, "{kind}");
+            }
+            let three = Tensor::new(vec![1, 3], Data::F32(vec![0.0; 3])).unwrap();
+            assert!(matches!(engine.run(&[three]), Err(RunError::Input { .. })), "{kind}");
+        }
+        let choice = load(&file).unwrap();
+        assert_eq!(choice.trials.len(), Kind::ALL.len());
+        let time = |trial: &Trial| match &trial.outcome {
+            Outcome::Ran(time) => *time,
+            other => panic!("{} {other}", trial.kind),
+        };
+        let fastest = choice.trials.iter().min_by_key(|trial| time(trial)).unwrap();
+        assert_eq!(choice.engine.name(), fastest.kind.to_string());
+        assert!(choice.to_string().contains(" ms"), "{choice}");
+    }
+
+    #[test]
+    fn who_does_not_run_a_model_says_why() {
+        let file = model(dense("Erf"));
+        match load(&file) {
+            Ok(choice) => {
+                assert!(cfg!(feature = "engines"));
+                let evaluator = choice.trials.iter().find(|t| t.kind == Kind::Evaluator).unwrap();
+                let Outcome::Refused(reason) = &evaluator.outcome else { panic!("{choice}") };
+                assert!(reason.contains("the-Erf") && reason.contains("Erf"), "{reason}");
+                assert!(!choice.summary().contains("Erf"), "{}", choice.summary());
+                let y = numbers(choice.engine.run(&row([1.0, 0.0])).unwrap());
+                assert!((y[0] - 0.842_700_8).abs() < 1e-5 && (y[1] - 0.520_499_9).abs() < 1e-5, "{y:?}");
+            }
+            Err(e) => {
+                assert!(!cfg!(feature = "engines"), "{e}");
+                assert!(e.to_string().contains("the-Erf"), "{e}");
+            }
+        }
+        let error = load(&model(dense("NoSuchOperator"))).err().unwrap().to_string();
+        for words in Kind::ALL
+            .iter()
+            .map(Kind::to_string)
+            .filter(|_| Kind::ALL.len() > 1)
+            .chain(["NoSuchOperator".into()])
+        {
+            assert!(error.contains(&words), "{error}");
+        }
+        let mut foreign = dense("Relu");
+        foreign.node[1].domain = "org.example".into();
+        let error = load(&model(foreign)).err().unwrap().to_string();
+        assert!(error.contains("the-Relu"), "{error}");
+    }
+
+    #[test]
+    fn data_in_other_files_are_not_read() {
+        let mut graph = dense("Relu");
+        graph.initializer[0].float_data.clear();
+        graph.initializer[0].data_location = 1;
+        let file = model(graph);
+        for kind in Kind::ALL {
+            assert!(kind.load(&file, false).is_err(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn panics_are_errors() {
+        struct Panics;
+        impl Engine for Panics {
+            fn name(&self) -> &'static str {
+                "panics"
+            }
+            fn inputs(&self) -> &[Port] {
+                &[]
+            }
+            fn outputs(&self) -> &[Port] {
+                &[]
+            }
+            fn run(&self, _: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+                panic!("on purpose")
+            }
+        }
+        assert_eq!(Caught(Box::new(Panics)).run(&[]), Err(RunError::Panic { engine: "panics" }));
+        let outcomes = time(&[Box::new(Caught(Box::new(Panics)))]);
+        assert!(
+            matches!(&outcomes[..], [Outcome::Refused(reason)] if reason.contains("panics")),
+            "{outcomes:?}"
+        );
+    }
+
+    #[test]
+    fn models_are_looked_into() {
+        let mut graph = dense("Relu");
+        let wide = |name: &str| TensorProto {
+            name: name.into(),
+            dims: vec![1],
+            int64_data: vec![i64::MAX],
+            data_type: 7,
+            ..Default::default()
+        };
+        graph.initializer.push(wide("end"));
+        graph.node.push(node("Slice", &["y", "end", "end"], "z"));
+        let cast = AttributeProto { name: "to".into(), i: 11, ..Default::default() };
+        graph.node.push(NodeProto { attribute: vec![cast], ..node("Cast", &["z"], "w") });
+        let contents =
+            |graph: &GraphProto| Contents::of(&ModelProto::decode(&*model(graph.clone())).unwrap()).unwrap();
+        let found = contents(&graph);
+        assert_eq!(found.types.iter().copied().collect::<Vec<_>>(), [1, 7, 11]);
+        assert_eq!((found.wide, found.nodes.len()), (None, 4));
+        // Anything but a bound of a slice must fit.
+        graph.node.push(node("Add", &["end", "end"], "sum"));
+        assert_eq!(contents(&graph).wide.as_deref(), Some("end"));
+        // In a subgraph as well.
+        let inner = AttributeProto { name: "then_branch".into(), g: Some(graph), ..Default::default() };
+        let outer = GraphProto {
+            node: vec![NodeProto { attribute: vec![inner], ..node("If", &["c"], "y") }],
+            ..Default::default()
+        };
+        let found = contents(&outer);
+        assert_eq!((found.wide.as_deref(), found.nodes.len()), (Some("end"), 6));
+    }
+
+    #[test]
+    fn words_are_cut_between_characters() {
+        assert_eq!(shortened("short"), "short");
+        let cut = shortened(&"ä".repeat(MOST_WORDS));
+        assert!(cut.len() <= MOST_WORDS + '…'.len_utf8() && cut.ends_with("ä…"));
+    }
+
+    #[cfg(feature = "engines")]
+    #[test]
+    fn rten_takes_no_numbers_that_it_would_change() {
+        let graph = GraphProto {
+            node: vec![node("Abs", &["x"], "y")],
+            input: vec![value("x", 7, &[0])],
+            output: vec![value("y", 7, &[0])],
+            ..Default::default()
+        };
+        let engine = Kind::Rten.load(&model(graph), false).unwrap();
+        let of = |x: i64| vec![Tensor::new(vec![1], Data::I64(vec![x])).unwrap()];
+        assert_eq!(engine.run(&of(-7)).unwrap(), of(7));
+        let error = engine.run(&of(1 << 40)).unwrap_err();
+        assert!(matches!(&error, RunError::Input { reason } if reason.contains("INT32")), "{error}");
+
+        let mut graph = dense("Relu");
+        graph.output[0] = value("y", 11, &[0, 2]);
+        let error = Kind::Rten.load(&model(graph), false).err().unwrap().to_string();
+        assert!(error.contains("FP64"), "{error}");
+    }
+
+    #[test]
+    fn calls_run_side_by_side() {
+        let file = model(dense("Relu"));
+        for kind in Kind::ALL {
+            let engine = kind.load(&file, false).unwrap();
+            std::thread::scope(|scope| {
+                for i in 0..4 {
+                    let engine = &engine;
+                    scope.spawn(move || {
+                        for j in 0..50 {
+                            let x = (i * 50 + j) as f32;
+                            assert_eq!(numbers(engine.run(&row([x, 0.0])).unwrap()), [x, x / 2.0]);
+                        }
+                    });
+                }
+            });
+        }
     }
 }

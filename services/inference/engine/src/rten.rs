@@ -24,9 +24,7 @@ pub(crate) struct Rten {
 /// Why rten would compute something else than the model says.
 pub(crate) fn refuses(contents: &Contents) -> Option<String> {
     use DataType::{Bool, F32, I8, I32, I64, U8};
-    let has = |t: &i64| {
-        DataType::from_onnx(*t).is_some_and(|t| [Bool, F32, I8, I32, I64, U8].contains(&t))
-    };
+    let has = |t: &i64| DataType::from_onnx(*t).is_some_and(|t| [Bool, F32, I8, I32, I64, U8].contains(&t));
     if let Some(other) = contents.types.iter().find(|t| !has(t)) {
         let name = DataType::from_onnx(*other).map_or(format!("ONNX's type {other}"), |t| t.to_string());
         return Some(format!("it has no {name}"));
@@ -43,7 +41,8 @@ impl Rten {
         let model = pool.0.run(move || ModelOptions::with_all_ops().prepack_weights(true).load(bytes));
         let model = model.map_err(|e| shortened(&e.to_string()))?;
         let ids = |ports: &[Port]| {
-            let all = ports.iter().map(|port| model.node_id(&port.name).map_err(|e| shortened(&e.to_string())));
+            let all =
+                ports.iter().map(|port| model.node_id(&port.name).map_err(|e| shortened(&e.to_string())));
             all.collect::<Result<Vec<_>, _>>()
         };
         let (input_ids, output_ids) = (ids(inputs)?, ids(outputs)?);
@@ -88,7 +87,9 @@ impl Engine for Rten {
 
 fn to_rten(tensor: &Tensor) -> Result<ValueOrView<'_>, String> {
     let shape = tensor.shape();
-    let narrow = |v: i64| i32::try_from(v).map_err(|_| format!("{v} is outside of INT32, which this engine computes in"));
+    let narrow = |v: i64| {
+        i32::try_from(v).map_err(|_| format!("{v} is outside of INT32, which this engine computes in"))
+    };
     Ok(match tensor.data() {
         Data::F32(v) => ValueView::from_shape(shape, v).map_err(|e| e.to_string())?.into(),
         Data::I32(v) => ValueView::from_shape(shape, v).map_err(|e| e.to_string())?.into(),
@@ -109,16 +110,24 @@ fn to_rten(tensor: &Tensor) -> Result<ValueOrView<'_>, String> {
 fn from_rten(value: Value, declared: DataType) -> Result<Tensor, String> {
     let given = value.dtype();
     let (shape, data) = match (value, declared) {
-        (Value::FloatTensor(t), DataType::F32) => (rten_tensor::Layout::shape(&t).to_vec(), Data::F32(t.to_vec())),
-        (Value::Int32Tensor(t), DataType::I32) => (rten_tensor::Layout::shape(&t).to_vec(), Data::I32(t.to_vec())),
+        (Value::FloatTensor(t), DataType::F32) => {
+            (rten_tensor::Layout::shape(&t).to_vec(), Data::F32(t.to_vec()))
+        }
+        (Value::Int32Tensor(t), DataType::I32) => {
+            (rten_tensor::Layout::shape(&t).to_vec(), Data::I32(t.to_vec()))
+        }
         (Value::Int32Tensor(t), DataType::I64) => {
             (rten_tensor::Layout::shape(&t).to_vec(), Data::I64(t.iter().map(|x| i64::from(*x)).collect()))
         }
         (Value::Int32Tensor(t), DataType::Bool) => {
             (rten_tensor::Layout::shape(&t).to_vec(), Data::Bool(t.iter().map(|x| *x != 0).collect()))
         }
-        (Value::Int8Tensor(t), DataType::I8) => (rten_tensor::Layout::shape(&t).to_vec(), Data::I8(t.to_vec())),
-        (Value::UInt8Tensor(t), DataType::U8) => (rten_tensor::Layout::shape(&t).to_vec(), Data::U8(t.to_vec())),
+        (Value::Int8Tensor(t), DataType::I8) => {
+            (rten_tensor::Layout::shape(&t).to_vec(), Data::I8(t.to_vec()))
+        }
+        (Value::UInt8Tensor(t), DataType::U8) => {
+            (rten_tensor::Layout::shape(&t).to_vec(), Data::U8(t.to_vec()))
+        }
         _ => return Err(format!("it is of rten's type {given}, not {declared}")),
     };
     Tensor::new(shape, data).ok_or_else(|| "it is too large".into())

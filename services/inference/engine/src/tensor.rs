@@ -202,7 +202,8 @@ pub(crate) fn texts(bytes: &[Vec<u8>]) -> Result<Vec<String>, String> {
 }
 
 fn fitted<From: Copy, To: TryFrom<From>>(values: &[From]) -> Result<Vec<To>, String> {
-    let all = values.iter().map(|value| To::try_from(*value).map_err(|_| "an element is outside its type's range"));
+    let all =
+        values.iter().map(|value| To::try_from(*value).map_err(|_| "an element is outside its type's range"));
     Ok(all.collect::<Result<_, _>>()?)
 }
 

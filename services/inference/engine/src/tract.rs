@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tract_onnx::Onnx;
 use tract_onnx::data_resolver::ModelDataResolver;
 use tract_onnx::prelude::{
-    Datum, DatumType, Framework as _, InferenceModelExt as _, IntoRunnable as _, IntoTValue as _, TValue, Tensor as TractTensor,
-    TractResult, TypedRunnableModel, tract_ndarray as ndarray,
+    Datum, DatumType, Framework as _, InferenceModelExt as _, IntoRunnable as _, IntoTValue as _, TValue,
+    Tensor as TractTensor, TractResult, TypedRunnableModel, tract_ndarray as ndarray,
 };
 
 use crate::{Data, DataType, Engine, Port, RunError, Tensor, check};
@@ -24,13 +24,7 @@ pub(crate) struct Tract {
 struct NoFiles;
 
 impl ModelDataResolver for NoFiles {
-    fn read_bytes_from_path(
-        &self,
-        _: &mut Vec<u8>,
-        _: &Path,
-        _: usize,
-        _: Option<usize>,
-    ) -> TractResult<()> {
+    fn read_bytes_from_path(&self, _: &mut Vec<u8>, _: &Path, _: usize, _: Option<usize>) -> TractResult<()> {
         Err(std::io::Error::other("its data lie in another file; export the model into one file").into())
     }
 }

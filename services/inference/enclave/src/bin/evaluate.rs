@@ -4,7 +4,7 @@
 //! Standard input has JSON objects, a line each, and each is answered by one:
 //!
 //! ```text
-//! {"model": path, "engine": name or null, "unchecked": false, "repeat": 1,
+//! {"model": path, or null for the one before, "engine": name or null, "unchecked": false, "repeat": 1,
 //!  "inputs": [{"datatype": "FP32", "shape": [1, 64], "data": base64 of the elements in binary}]}
 //! {"engine": name, "reason": text, "outputs": [{"name", "datatype", "shape", "data"}]}
 //! {"error": text, "stage": "load" or "run"}
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 #[derive(Deserialize)]
 struct Order {
-    model: std::path::PathBuf,
+    model: Option<std::path::PathBuf>,
     engine: Option<String>,
     #[serde(default)]
     unchecked: bool,
@@ -41,9 +41,10 @@ struct Input {
 fn main() -> std::io::Result<()> {
     // Their words are in the answers.
     std::panic::set_hook(Box::new(|_| {}));
+    let mut last = None;
     for line in std::io::stdin().lock().lines() {
         let answer = match serde_json::from_str(&line?) {
-            Ok(order) => answer(order),
+            Ok(order) => answer(order, &mut last),
             Err(e) => json!({ "error": e.to_string(), "stage": "order" }),
         };
         let mut out = std::io::stdout().lock();
@@ -53,26 +54,23 @@ fn main() -> std::io::Result<()> {
     Ok(())
 }
 
-fn answer(order: Order) -> Value {
+/// A model, and why it is this engine that runs it.
+type Loaded = (Box<dyn Engine>, String);
+
+fn answer(order: Order, last: &mut Option<Loaded>) -> Value {
     let failed = |stage: &str, error: String| json!({ "error": error, "stage": stage });
-    let model = match std::fs::read(&order.model) {
-        Ok(model) => model,
-        Err(e) => return failed("order", e.to_string()),
-    };
-    let loaded: Result<(Box<dyn Engine>, String), _> = match &order.engine {
-        None => load(&model).map(|choice| {
-            let reason = choice.to_string();
-            (choice.engine, reason)
-        }),
-        Some(name) => match Kind::of_name(name) {
-            Some(kind) => kind.load(&model, order.unchecked).map(|engine| (engine, "as asked".to_owned())),
-            None => return failed("order", format!("there is no engine {name:?}")),
-        },
-    };
-    let (engine, reason) = match loaded {
-        Ok(loaded) => loaded,
-        Err(e) => return failed("load", e.to_string()),
-    };
+    if let Some(path) = &order.model {
+        let model = match std::fs::read(path) {
+            Ok(model) => model,
+            Err(e) => return failed("order", e.to_string()),
+        };
+        *last = None;
+        *last = match loaded(&model, &order) {
+            Ok(loaded) => Some(loaded),
+            Err(e) => return failed("load", e),
+        };
+    }
+    let Some((engine, reason)) = last else { return failed("order", "there is no model".into()) };
     let Some(inputs) = order.inputs else { return json!({ "engine": engine.name(), "reason": reason }) };
     let inputs = match inputs.iter().map(tensor).collect::<Result<Vec<_>, _>>() {
         Ok(inputs) => inputs,
@@ -99,6 +97,17 @@ fn answer(order: Order) -> Value {
         }));
     }
     json!({ "engine": engine.name(), "reason": reason, "outputs": outputs })
+}
+
+fn loaded(model: &[u8], order: &Order) -> Result<Loaded, String> {
+    let Some(name) = &order.engine else {
+        let choice = load(model).map_err(|e| e.to_string())?;
+        let reason = choice.to_string();
+        return Ok((choice.engine, reason));
+    };
+    let kind = Kind::of_name(name).ok_or_else(|| format!("there is no engine {name:?}"))?;
+    let engine = kind.load(model, order.unchecked).map_err(|e| e.to_string())?;
+    Ok((engine, "as asked".into()))
 }
 
 fn tensor(input: &Input) -> Result<Tensor, String> {
