@@ -22,8 +22,8 @@ class Graph:
         return name
 
     def weight(self, *shape):
-        # Of the size that keeps activations where trained networks have them.
-        scale = 1 / numpy.sqrt(numpy.prod(shape[1:]) if len(shape) == 4 else shape[0])
+        # Of the size that keeps activations where trained networks have them: before ReLU, twice the variance.
+        scale = numpy.sqrt(2 / numpy.prod(shape[1:]) if len(shape) == 4 else 1 / shape[0])
         return self.constant(self.random.normal(0, scale, shape))
 
     def integers(self, *values):
@@ -87,7 +87,7 @@ def resnet50(seed=2):
 
     def convolution(x, inputs, outputs, kernel, stride=1):
         pad = kernel // 2
-        return g("Conv", x, g.weight(outputs, inputs, kernel, kernel), g.constant(g.random.normal(0, 0.1, outputs)),
+        return g("Conv", x, g.weight(outputs, inputs, kernel, kernel), g.constant(g.random.normal(0, 0.01, outputs)),
                  kernel_shape=[kernel, kernel], strides=[stride, stride], pads=[pad] * 4, dilations=[1, 1], group=1)
 
     x = g("Relu", convolution("image", 3, 64, 7, 2))
