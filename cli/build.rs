@@ -78,8 +78,10 @@ fn inference_project(root: &Path, workspace: &str) -> BTreeMap<String, String> {
         let (ours, theirs) = (format!("path = \"{folder}\""), format!("path = \".enclos/sdk/{folder}\""));
         manifest = manifest.replace(&ours, &theirs);
     }
-    let profile = sections(workspace).into_iter().find(|(name, _)| *name == "profile.release");
-    manifest.push_str(profile.map_or("", |(_, text)| text));
+    // Settings of single packages have sections of their own where they are for packages of this project.
+    let is_ours = |name: &str| name == "profile.release" || name.starts_with("profile.release.package.");
+    let profile = sections(workspace).into_iter().filter(|(name, _)| is_ours(name));
+    profile.for_each(|(_, text)| manifest.push_str(text));
     files.insert("Cargo.toml".to_owned(), manifest);
     INFERENCE.iter().for_each(|folder| collect_crate(root, folder, &mut files));
     // It lies at the project's root there.

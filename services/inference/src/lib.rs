@@ -87,6 +87,9 @@ pub struct Loaded {
     pub sha256: [u8; 32],
     /// The engine that runs it.
     pub engine: String,
+    /// Why it is this one: how fast each engine is with it, or why it does not run it. Of an encrypted model nothing of what is
+    /// in it.
+    pub reason: String,
 }
 
 /// A version of a model that is served.

@@ -1,7 +1,5 @@
 """Compares an engine of ours with ONNX Runtime: labels to the last one, numbers within float tolerance."""
 
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -9,6 +7,8 @@ from pathlib import Path
 import numpy
 import onnx
 import onnxruntime
+
+from evaluate import Evaluate, decoded, encoded
 
 # Sums of a few hundred single-precision numbers, in an order that is each engine's own.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
@@ -18,7 +18,7 @@ class Checks:
     """Counts what passed, and says what did not."""
 
     def __init__(self, program):
-        self.program, self.passed, self.failed, self.labels = program, 0, 0, {}
+        self.program, self.passed, self.failed, self.labels = Evaluate([program]), 0, 0, {}
 
     def check(self, name, reason):
         """One check; without a reason it has passed."""
@@ -29,11 +29,14 @@ class Checks:
             self.passed += 1
 
     def ours(self, model, rows):
-        """Exit code, outputs by name, standard error."""
-        command = [self.program, str(model), str(rows.shape[1])]
-        done = subprocess.run(command, input=rows.astype("<f4").tobytes(), capture_output=True, timeout=120)
-        outputs = json.loads(done.stdout)["outputs"] if done.returncode == 0 else []
-        return done.returncode, {o["name"]: o for o in outputs}, done.stderr.decode()
+        """How it ends (0: an answer, 1: an error, 101: a panic), outputs by name, the error."""
+        order = {"model": str(model), "engine": "evaluator", "inputs": [encoded(rows.astype("<f4"))]}
+        answer = self.program.ask(order)
+        error = answer.get("error", "")
+        # A panic is an error to clients, but no answer that is expected here.
+        has_panicked = answer.get("stage") in ("crash", "hang", "order") or "failed at" in error
+        code = 101 if has_panicked else 1 if error else 0
+        return code, {o["name"]: decoded(o) for o in answer.get("outputs", [])}, error
 
     def agrees(self, model, rows):
         """Why the two engines' outputs differ; None if they do not."""
@@ -49,9 +52,9 @@ class Checks:
             if isinstance(theirs, list):
                 # ZipMap: a map a row, whose values in their order are our columns.
                 theirs = numpy.array([list(row.values()) for row in theirs], dtype=numpy.float32)
-            if list(theirs.shape) != ours[name]["shape"]:
-                return f"{name} has the shape {ours[name]['shape']} instead of {list(theirs.shape)}"
-            mine = numpy.array(ours[name]["data"]).reshape(theirs.shape)
+            mine = ours[name]
+            if theirs.shape != mine.shape:
+                return f"{name} has the shape {mine.shape} instead of {theirs.shape}"
             if theirs.dtype != numpy.float32:
                 wrong = int((mine != theirs).sum())
                 if wrong:
@@ -62,10 +65,10 @@ class Checks:
         return None
 
     def is_refused(self, model, rows, expected):
-        """Why the answer is no refusal that says these words; a panic (exit code 101) is none."""
+        """Why the answer is no refusal that says these words; a panic is none."""
         code, _, said = self.ours(model, rows)
         if code != 1:
-            return f"exit code {code}: {said}"
+            return f"it ends with {code}: {said}"
         missing = [word for word in expected if word not in said]
         return f"it does not say {missing}: {said}" if missing else None
 
@@ -142,7 +145,7 @@ def main(program, folder):
                 small[place] = numpy.random.default_rng(seed + 1000 + place).integers(0, 256)
             made.write_bytes(small)
             code, _, said = checks.ours(made, rows[:4])
-            checks.check(f"damaged model {seed}", None if code in (0, 1) else f"exit code {code}: {said}")
+            checks.check(f"damaged model {seed}", None if code in (0, 1) else f"it ends with {code}: {said}")
     print(f"{checks.passed} passed, {checks.failed} failed")
     return 1 if checks.failed else 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Our engines and ONNX Runtime on the same models and rows. Ends with a line "N passed, N failed".
+# Our engines and ONNX Runtime on the same models and inputs. Each part ends with a line "N passed, N failed".
 # Everything made goes into the target folder; packages come from PyPI.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,11 +9,18 @@ work=$target/conformance/onnxruntime
 mkdir -p "$work"
 
 if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
-"$work/venv/bin/python" -c 'import onnxruntime, skl2onnx, sklearn' 2>/dev/null ||
+"$work/venv/bin/python" -c 'import onnx, onnxruntime, skl2onnx, sklearn' 2>/dev/null ||
     # The exporter gives booleans where protobuf 7 insists on integers.
-    "$work/venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'onnxruntime==1.32.0' 'protobuf<7'
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-inference-engine} --example evaluate)
+    "$work/venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'onnx==1.23.2' 'onnxruntime==1.32.0' 'protobuf<7'
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference})
+# Built as the enclave of the service is, so that what both need is built once; here it runs by itself.
+"$target/debug/enclos" build "$here/evaluate" --unsigned --output "$work/evaluate.enclave" >/dev/null
+program=$target/enclave/x86_64-unknown-linux-gnu/release/evaluate
 # One thread each: more only wait for each other on matrices this small.
-export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-"$work/venv/bin/python" "$root/examples/digits/train.py" "$work/models"
-exec "$work/venv/bin/python" "$here/check.py" "$target/debug/examples/evaluate" "$work/models"
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RTEN_NUM_THREADS=1
+python=$work/venv/bin/python
+mkdir -p "$work/networks"
+"$python" "$root/examples/digits/train.py" "$work/models"
+"$python" "$here/check.py" "$program" "$work/models"
+"$python" "$here/nodes.py" "$program" "$work"
+"$python" "$here/models.py" "$program" "$work/networks"

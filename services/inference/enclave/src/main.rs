@@ -94,7 +94,7 @@ impl Inference for Calls {
     }
 
     fn load(&self, name: &str, model: &[u8]) -> Result<Loaded, ServiceError> {
-        self.0.models.serve(name, model)
+        self.0.models.serve(name, model, false)
     }
 
     fn key_request(&self, key_id: &str, nonce: &[u8]) -> Result<Vec<u8>, ServiceError> {
@@ -103,7 +103,7 @@ impl Inference for Calls {
 
     fn load_encrypted(&self, name: &str, jwe: &[u8], release: &[u8]) -> Result<Loaded, ServiceError> {
         let model = self.0.releases.decrypt(jwe, release)?;
-        self.0.models.serve(name, &model)
+        self.0.models.serve(name, &model, true)
     }
 
     fn unload(&self, name: &str, sha256: [u8; 32]) -> Result<(), ServiceError> {

@@ -17,6 +17,8 @@ pub(crate) struct Model {
     /// The same in hexadecimal digits.
     pub(crate) version: String,
     pub(crate) engine: Box<dyn Engine>,
+    /// Why this one.
+    pub(crate) reason: String,
 }
 
 /// Every version served, in the order in which they were loaded.
@@ -24,16 +26,23 @@ pub(crate) struct Model {
 pub(crate) struct Models(RwLock<Vec<Arc<Model>>>);
 
 impl Models {
-    /// Serves an ONNX file as the newest version of this name. A file that cannot be loaded changes nothing.
-    pub(crate) fn serve(&self, name: &str, onnx: &[u8]) -> Result<Loaded, ServiceError> {
+    /// Serves an ONNX file as the newest version of this name. A file that cannot be loaded changes nothing. The host is told why
+    /// it is this engine; of a `secret` model, without the names of what is in it.
+    pub(crate) fn serve(&self, name: &str, onnx: &[u8], secret: bool) -> Result<Loaded, ServiceError> {
         check_name(name)?;
         let refused = |reason: String| ServiceError::Model { reason };
-        let engine = catch_unwind(AssertUnwindSafe(|| load(onnx)))
+        let choice = catch_unwind(AssertUnwindSafe(|| load(onnx)))
             .map_err(|_| refused("the engine failed at it".into()))?
             .map_err(|e| refused(e.to_string()))?;
         let sha256 = Sha256::digest(onnx).into();
-        let loaded = Loaded { sha256, engine: engine.name().to_owned() };
-        let model = Arc::new(Model { name: name.to_owned(), sha256, version: version(&sha256), engine });
+        let reason = choice.to_string();
+        let loaded = Loaded {
+            sha256,
+            engine: choice.engine.name().to_owned(),
+            reason: if secret { choice.summary() } else { reason.clone() },
+        };
+        let (name_, engine) = (name.to_owned(), choice.engine);
+        let model = Arc::new(Model { name: name_, sha256, version: version(&sha256), engine, reason });
         let mut models = self.0.write().unwrap_or_else(PoisonError::into_inner);
         // The same file again: it becomes the newest.
         let others = |m: &&Arc<Model>| m.name != name || m.sha256 != sha256;

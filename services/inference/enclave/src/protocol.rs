@@ -11,7 +11,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bhttp::{Message, Mode, StatusCode};
-use enclos_inference_engine::{Data, DataType, Port, RunError, Tensor};
+use enclos_inference_engine::{Data, DataType, Port, RunError, Tensor, f16};
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,7 @@ fn metadata(model: &Model, versions: &[String]) -> Value {
         "name": model.name,
         "versions": versions,
         "platform": "onnx",
+        "engine": { "name": model.engine.name(), "reason": model.reason },
         "inputs": all(model.engine.inputs()),
         "outputs": all(model.engine.outputs()),
     })
@@ -242,7 +243,7 @@ fn infer(model: &Model, message: &Message) -> Result<Answer, Failure> {
     let inputs = inputs(model, &request, binary)?;
     let wanted = wanted(model, &request)?;
     let results = model.engine.run(&inputs).map_err(|e| match e {
-        RunError::Input { .. } | RunError::Node { .. } => bad(e.to_string()),
+        RunError::Input { .. } | RunError::Node { .. } | RunError::Engine { .. } => bad(e.to_string()),
         other => Failure(500, other.to_string()),
     })?;
     respond(model, request.id, &wanted, &results)
@@ -307,13 +308,13 @@ fn inputs(model: &Model, request: &InferRequest<'_>, mut binary: &[u8]) -> Resul
 }
 
 fn tensor(input: &RequestInput<'_>, binary: &[u8]) -> Result<Tensor, String> {
-    let data_type = data_type(&input.datatype)
-        .ok_or_else(|| format!("the datatype {:?} is not supported", input.datatype))?;
+    let data_type = DataType::ALL.iter().copied().find(|t| t.to_string() == input.datatype);
+    let data_type = data_type.ok_or_else(|| format!("the datatype {:?} is not supported", input.datatype))?;
     let count = input.shape.iter().try_fold(1_usize, |product, d| product.checked_mul(*d));
     let count = count.ok_or_else(|| format!("the shape {:?} has too many elements", input.shape))?;
     let is_binary = input.parameters.binary_data_size.is_some();
     let data = match (is_binary, input.data) {
-        (true, None) => from_binary(data_type, binary)?,
+        (true, None) => Data::from_binary(data_type, binary)?,
         (false, Some(json)) => from_json(data_type, json, count)?,
         (true, Some(_)) => return Err("it has both data and binary_data_size".into()),
         (false, None) => return Err("it has neither data nor binary_data_size".into()),
@@ -381,7 +382,7 @@ fn respond(
         let (parameters, data) = match (in_binary, &mut binary) {
             (true, Some(binary)) => {
                 let before = binary.len();
-                to_binary(data, binary).map_err(|reason| Failure(500, reason))?;
+                data.to_binary(binary).map_err(|reason| Failure(500, reason))?;
                 (Some(json!({ "binary_data_size": binary.len() - before })), None)
             }
             _ if !is_finite(data) => {
@@ -410,38 +411,21 @@ enum Scalar<'a> {
     Text(&'a str),
 }
 
-/// What a type of elements is in JSON, and, little-endian, in binary.
+/// What a type of elements is in JSON.
 trait Element: Sized {
-    type Bytes: for<'a> TryFrom<&'a [u8]> + AsRef<[u8]>;
-    const SIZE: usize;
-
     /// `None`: another type, or outside its range.
     fn from_scalar(scalar: Scalar<'_>) -> Option<Self>;
-    /// `None`: not a value of the type.
-    fn from_le(bytes: Self::Bytes) -> Option<Self>;
-    fn to_le(&self) -> Self::Bytes;
 }
 
 macro_rules! integers {
     ($($element:ty)*) => {$(
         impl Element for $element {
-            type Bytes = [u8; size_of::<Self>()];
-            const SIZE: usize = size_of::<Self>();
-
             fn from_scalar(scalar: Scalar<'_>) -> Option<Self> {
                 match scalar {
                     Scalar::Negative(x) => x.try_into().ok(),
                     Scalar::Unsigned(x) => x.try_into().ok(),
                     _ => None,
                 }
-            }
-
-            fn from_le(bytes: Self::Bytes) -> Option<Self> {
-                Some(Self::from_le_bytes(bytes))
-            }
-
-            fn to_le(&self) -> Self::Bytes {
-                self.to_le_bytes()
             }
         }
     )*};
@@ -450,9 +434,6 @@ macro_rules! integers {
 macro_rules! floats {
     ($($element:ty, $from_f64:expr;)*) => {$(
         impl Element for $element {
-            type Bytes = [u8; size_of::<Self>()];
-            const SIZE: usize = size_of::<Self>();
-
             fn from_scalar(scalar: Scalar<'_>) -> Option<Self> {
                 let from_f64: fn(f64) -> Self = $from_f64;
                 let value = from_f64(match scalar {
@@ -463,39 +444,16 @@ macro_rules! floats {
                 });
                 value.is_finite().then_some(value)
             }
-
-            fn from_le(bytes: Self::Bytes) -> Option<Self> {
-                Some(Self::from_le_bytes(bytes))
-            }
-
-            fn to_le(&self) -> Self::Bytes {
-                self.to_le_bytes()
-            }
         }
     )*};
 }
 
 impl Element for bool {
-    type Bytes = [u8; 1];
-    const SIZE: usize = 1;
-
     fn from_scalar(scalar: Scalar<'_>) -> Option<Self> {
         match scalar {
             Scalar::Bool(b) => Some(b),
             _ => None,
         }
-    }
-
-    fn from_le(bytes: Self::Bytes) -> Option<Self> {
-        match bytes {
-            [0] => Some(false),
-            [1] => Some(true),
-            _ => None,
-        }
-    }
-
-    fn to_le(&self) -> Self::Bytes {
-        [u8::from(*self)]
     }
 }
 
@@ -508,12 +466,6 @@ macro_rules! data_types {
         integers! { $($integer_type)* }
         floats! { $($float_type, $from_f64;)* }
 
-        /// Of a name in the protocol.
-        fn data_type(name: &str) -> Option<DataType> {
-            let all = [$(DataType::$integer,)* $(DataType::$float,)* DataType::Bool, DataType::Text];
-            all.into_iter().find(|t| t.to_string() == name)
-        }
-
         /// At most `limit` elements of nested or flat arrays, in order.
         fn from_json(data_type: DataType, json: &RawValue, limit: usize) -> Result<Data, String> {
             Ok(match data_type {
@@ -525,31 +477,6 @@ macro_rules! data_types {
                     _ => None,
                 })?),
             })
-        }
-
-        fn from_binary(data_type: DataType, bytes: &[u8]) -> Result<Data, String> {
-            Ok(match data_type {
-                $(DataType::$integer => Data::$integer(little_endian(bytes)?),)*
-                $(DataType::$float => Data::$float(little_endian(bytes)?),)*
-                DataType::Bool => Data::Bool(little_endian(bytes)?),
-                DataType::Text => Data::Text(texts(bytes)?),
-            })
-        }
-
-        fn to_binary(data: &Data, out: &mut Vec<u8>) -> Result<(), String> {
-            match data {
-                $(Data::$integer(v) => v.iter().for_each(|x| out.extend(x.to_le())),)*
-                $(Data::$float(v) => v.iter().for_each(|x| out.extend(x.to_le())),)*
-                Data::Bool(v) => v.iter().for_each(|x| out.extend(x.to_le())),
-                Data::Text(v) => {
-                    for text in v {
-                        let length = u32::try_from(text.len()).map_err(|_| "a text is longer than 4 GiB")?;
-                        out.extend(length.to_le_bytes());
-                        out.extend(text.as_bytes());
-                    }
-                }
-            }
-            Ok(())
         }
 
         fn is_finite(data: &Data) -> bool {
@@ -573,8 +500,8 @@ macro_rules! data_types {
 }
 
 data_types! {
-    integers: I32(i32) I64(i64);
-    floats: F32(f32, |x| x as f32, |x| *x) F64(f64, |x| x, |x| *x);
+    integers: I8(i8) I16(i16) I32(i32) I64(i64) U8(u8) U16(u16) U32(u32) U64(u64);
+    floats: F16(f16, f16::from_f64, |x| x.to_f32()) F32(f32, |x| x as f32, |x| *x) F64(f64, |x| x, |x| *x);
 }
 
 /// Elements in row-major order, as a list.
@@ -658,38 +585,6 @@ impl<'de, T, F: Fn(Scalar<'_>) -> Option<T>> Visitor<'de> for Elements<'_, T, F>
     }
 }
 
-fn little_endian<T: Element>(bytes: &[u8]) -> Result<Vec<T>, String> {
-    if !bytes.len().is_multiple_of(T::SIZE) {
-        return Err(format!(
-            "{} bytes of binary data are not a number of elements of {} bytes",
-            bytes.len(),
-            T::SIZE
-        ));
-    }
-    let elements = bytes.chunks_exact(T::SIZE).enumerate().map(|(place, chunk)| {
-        let element = T::Bytes::try_from(chunk).ok().and_then(T::from_le);
-        element.ok_or_else(|| format!("element {place} is not a value of the datatype"))
-    });
-    elements.collect()
-}
-
-/// Each with its length in 32 bits before it.
-fn texts(mut bytes: &[u8]) -> Result<Vec<String>, String> {
-    let mut all = Vec::new();
-    while !bytes.is_empty() {
-        let place = all.len();
-        let (length, rest) =
-            bytes.split_first_chunk().ok_or_else(|| format!("the length of element {place} is cut short"))?;
-        let (text, rest) = rest
-            .split_at_checked(u32::from_le_bytes(*length) as usize)
-            .ok_or_else(|| format!("element {place} is cut short"))?;
-        let text = std::str::from_utf8(text).map_err(|_| format!("element {place} is not UTF-8"))?;
-        all.push(text.to_owned());
-        bytes = rest;
-    }
-    Ok(all)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -699,7 +594,7 @@ mod tests {
 
     fn models() -> Models {
         let models = Models::default();
-        models.serve("tree", MODEL).unwrap();
+        models.serve("tree", MODEL, false).unwrap();
         models
     }
 
@@ -849,26 +744,33 @@ mod tests {
         for (data, json) in [
             (Data::F32(vec![1.5, -0.25]), "[1.5,-0.25]"),
             (Data::F64(vec![0.1, 1e-300]), "[0.1,1e-300]"),
+            (Data::F16(vec![f16::from_f32(1.5), f16::MAX]), "[1.5,65504.0]"),
+            (Data::I8(vec![i8::MIN, 7]), "[-128,7]"),
+            (Data::I16(vec![i16::MIN, 7]), "[-32768,7]"),
             (Data::I32(vec![i32::MIN, 7]), "[-2147483648,7]"),
+            (Data::U8(vec![0, u8::MAX]), "[0,255]"),
+            (Data::U16(vec![0, u16::MAX]), "[0,65535]"),
+            (Data::U32(vec![0, u32::MAX]), "[0,4294967295]"),
+            (Data::U64(vec![0, u64::MAX]), "[0,18446744073709551615]"),
             (Data::I64(vec![i64::MIN, i64::MAX]), "[-9223372036854775808,9223372036854775807]"),
             (Data::Bool(vec![true, false]), "[true,false]"),
             (Data::Text(vec!["ä\"".into(), String::new()]), "[\"ä\\\"\",\"\"]"),
         ] {
             let mut bytes = Vec::new();
-            to_binary(&data, &mut bytes).unwrap();
-            assert_eq!(from_binary(data.data_type(), &bytes).unwrap(), data);
+            data.to_binary(&mut bytes).unwrap();
+            assert_eq!(Data::from_binary(data.data_type(), &bytes).unwrap(), data);
             assert_eq!(serde_json::to_string(&AsJson(&data)).unwrap(), json);
             let raw = RawValue::from_string(json.into()).unwrap();
             assert_eq!(from_json(data.data_type(), &raw, 2).unwrap(), data);
             assert!(from_json(data.data_type(), &raw, 1).is_err());
             for length in 1..bytes.len() {
-                if let Ok(shorter) = from_binary(data.data_type(), &bytes[..length]) {
+                if let Ok(shorter) = Data::from_binary(data.data_type(), &bytes[..length]) {
                     assert!(shorter.len() < data.len());
                 }
             }
         }
-        assert!(from_binary(DataType::Bool, &[2]).is_err());
-        assert!(from_binary(DataType::Text, &[1, 0, 0, 0, 0xff]).is_err());
+        assert!(Data::from_binary(DataType::Bool, &[2]).is_err());
+        assert!(Data::from_binary(DataType::Text, &[1, 0, 0, 0, 0xff]).is_err());
         assert!(!is_finite(&Data::F32(vec![0., f32::NAN])));
     }
 

@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 use crate::tensor::texts;
-use crate::{Data, DataType, Engine, LoadError, Port, RunError, Tensor, linear, operators, trees};
+use crate::{Data, DataType, Engine, LoadError, Port, RunError, Tensor, check, linear, operators, trees};
 
 /// Runs the operators that scikit-learn's models are exported to.
 ///
@@ -54,7 +54,10 @@ impl Evaluator {
     /// # Errors
     /// When it is not ONNX, says something impossible, or has another operator.
     pub fn load(model: &[u8]) -> Result<Self, LoadError> {
-        let model = ModelProto::decode(model)?;
+        Self::of_model(&ModelProto::decode(model)?)
+    }
+
+    pub(crate) fn of_model(model: &ModelProto) -> Result<Self, LoadError> {
         let opset = model.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx");
         let opset = opset.map_or(0, |o| o.version);
         let Some(graph) = &model.graph else { return Err(invalid("it has no graph")) };
@@ -100,37 +103,6 @@ impl Evaluator {
         }
         Ok(Self { inputs, outputs, constants, input_slots, output_slots, steps })
     }
-
-    fn check(&self, inputs: &[Tensor]) -> Result<(), RunError> {
-        let wrong = |reason| Err(RunError::Input { reason });
-        if inputs.len() != self.inputs.len() {
-            return wrong(format!(
-                "{} tensors are given; the model takes {}",
-                inputs.len(),
-                self.inputs.len()
-            ));
-        }
-        for (tensor, port) in inputs.iter().zip(&self.inputs) {
-            let given = tensor.data().data_type();
-            if given != port.data_type {
-                return wrong(format!("{:?} is {given}; the model takes {}", port.name, port.data_type));
-            }
-            let fits = port.shape.as_ref().is_none_or(|shape| {
-                shape.len() == tensor.shape().len()
-                    && shape.iter().zip(tensor.shape()).all(|(wanted, is)| wanted.is_none_or(|w| w == *is))
-            });
-            if !fits {
-                let wanted = port.shape.iter().flatten().map(|d| d.map_or("any".into(), |d| d.to_string()));
-                let wanted = wanted.collect::<Vec<_>>().join(", ");
-                return wrong(format!(
-                    "{:?} has the shape {:?}; the model takes [{wanted}]",
-                    port.name,
-                    tensor.shape()
-                ));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Engine for Evaluator {
@@ -147,7 +119,7 @@ impl Engine for Evaluator {
     }
 
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
-        self.check(inputs)?;
+        check(&self.inputs, inputs)?;
         let mut made: Vec<Option<Tensor>> = vec![None; self.constants.len()];
         let mut given: Vec<Option<&Tensor>> = self.constants.iter().map(Option::as_ref).collect();
         for (slot, tensor) in self.input_slots.iter().zip(inputs) {
@@ -234,7 +206,7 @@ fn step(
 }
 
 /// `None`: its type is no tensor.
-fn port(info: &ValueInfoProto) -> Result<Option<Port>, LoadError> {
+pub(crate) fn port(info: &ValueInfoProto) -> Result<Option<Port>, LoadError> {
     let Some(tensor) = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()) else { return Ok(None) };
     let data_type = DataType::from_onnx(tensor.elem_type.into()).ok_or_else(|| {
         invalid(format!("{:?} has elements of ONNX's type {}, not supported", info.name, tensor.elem_type))
@@ -245,7 +217,7 @@ fn port(info: &ValueInfoProto) -> Result<Option<Port>, LoadError> {
     Ok(Some(Port { name: info.name.clone(), data_type, shape }))
 }
 
-fn invalid(reason: impl Into<String>) -> LoadError {
+pub(crate) fn invalid(reason: impl Into<String>) -> LoadError {
     LoadError::Graph { reason: reason.into() }
 }
 

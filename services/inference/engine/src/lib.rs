@@ -3,18 +3,27 @@
 //! [`load`] checks a model once and gives an [`Engine`]; [`Engine::run`] maps tensors to tensors. What a model file or a
 //! request says is never believed: every length, index and type is checked, and errors name the node and its operator.
 //!
-//! There is one engine now, [`Evaluator`]: the operators that scikit-learn's models are exported to by skl2onnx, of
-//! `ai.onnx.ml` and of ONNX's own domain. A model with any other operator is refused when it is loaded.
+//! [`Evaluator`] is ours: the operators that scikit-learn's models are exported to by skl2onnx, of `ai.onnx.ml` and of ONNX's own
+//! domain. With the feature `engines` there are tract and rten besides, for neural networks. [`load`] has each try the model, and
+//! takes the fastest of those that run it; an engine that is known to answer wrongly for an operator is not asked.
 #![forbid(unsafe_code)]
 
+mod binary;
+mod choice;
 mod evaluator;
 mod linear;
 mod operators;
 mod proto;
+#[cfg(feature = "engines")]
+mod rten;
 mod tensor;
+#[cfg(feature = "engines")]
+mod tract;
 mod trees;
 
+pub use choice::{Choice, Kind, Outcome, Trial, load};
 pub use evaluator::Evaluator;
+pub use half::f16;
 pub use tensor::{Data, DataType, Tensor};
 
 /// A loaded model. It has no state: calls may run at the same time.
@@ -46,12 +55,32 @@ pub struct Port {
     pub shape: Option<Vec<Option<usize>>>,
 }
 
-/// Loads a model.
-///
-/// # Errors
-/// When it is not ONNX, says something impossible, or needs what no engine has.
-pub fn load(model: &[u8]) -> Result<Box<dyn Engine>, LoadError> {
-    Ok(Box::new(Evaluator::load(model)?))
+/// Whether the inputs are what the ports say: how many, their types, and their shapes.
+pub(crate) fn check(ports: &[Port], inputs: &[Tensor]) -> Result<(), RunError> {
+    let wrong = |reason| Err(RunError::Input { reason });
+    if inputs.len() != ports.len() {
+        return wrong(format!("{} tensors are given; the model takes {}", inputs.len(), ports.len()));
+    }
+    for (tensor, port) in inputs.iter().zip(ports) {
+        let given = tensor.data().data_type();
+        if given != port.data_type {
+            return wrong(format!("{:?} is {given}; the model takes {}", port.name, port.data_type));
+        }
+        let fits = port.shape.as_ref().is_none_or(|shape| {
+            shape.len() == tensor.shape().len()
+                && shape.iter().zip(tensor.shape()).all(|(wanted, is)| wanted.is_none_or(|w| w == *is))
+        });
+        if !fits {
+            let wanted = port.shape.iter().flatten().map(|d| d.map_or("any".into(), |d| d.to_string()));
+            let wanted = wanted.collect::<Vec<_>>().join(", ");
+            return wrong(format!(
+                "{:?} has the shape {:?}; the model takes [{wanted}]",
+                port.name,
+                tensor.shape()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Why a model cannot be loaded.
@@ -87,6 +116,12 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// No engine runs it.
+    #[error("no engine here runs the model: {reasons}")]
+    NoEngine {
+        /// Of each, why not.
+        reasons: String,
+    },
 }
 
 /// Why there is no result.
@@ -108,5 +143,19 @@ pub enum RunError {
         operator: String,
         /// What is wrong.
         reason: String,
+    },
+    /// An engine gives up.
+    #[error("the engine {engine} cannot answer: {reason}")]
+    Engine {
+        /// Which.
+        engine: &'static str,
+        /// Its words.
+        reason: String,
+    },
+    /// A fault of an engine, which panicked. It goes on; there is no result of this call.
+    #[error("the engine {engine} failed at this request")]
+    Panic {
+        /// Which.
+        engine: &'static str,
     },
 }

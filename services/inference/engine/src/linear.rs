@@ -200,14 +200,14 @@ fn extract(inputs: &[&Tensor]) -> Result<Vec<Tensor>, String> {
     fn of<T: Clone>(all: &[T], rows: usize, columns: usize, picked: &[usize]) -> Vec<T> {
         (0..rows).flat_map(|row| picked.iter().map(move |i| all[row * columns + i].clone())).collect()
     }
-    let data = match input.data() {
-        Data::F32(v) => Data::F32(of(v, rows, columns, &picked)),
-        Data::F64(v) => Data::F64(of(v, rows, columns, &picked)),
-        Data::I32(v) => Data::I32(of(v, rows, columns, &picked)),
-        Data::I64(v) => Data::I64(of(v, rows, columns, &picked)),
-        Data::Bool(v) => Data::Bool(of(v, rows, columns, &picked)),
-        Data::Text(v) => Data::Text(of(v, rows, columns, &picked)),
-    };
+    macro_rules! picked {
+        ($($variant:ident)*) => {
+            match input.data() {
+                $(Data::$variant(v) => Data::$variant(of(v, rows, columns, &picked)),)*
+            }
+        };
+    }
+    let data = picked! { F16 F32 F64 I8 I16 I32 I64 U8 U16 U32 U64 Bool Text };
     // One dimension becomes one row.
     let shape = if before.is_empty() { vec![1] } else { before.to_vec() };
     let shape = [shape, vec![picked.len()]].concat();

@@ -1,5 +1,7 @@
 //! Operators of ONNX's own domain (operator sets 13 and later) that exports of scikit-learn's models need.
 
+use half::f16;
+
 use crate::evaluator::{Attributes, Prepared, Refusal};
 use crate::linear::{float_tensor, largest, logistic, one, softmax};
 use crate::proto::NodeProto;
@@ -218,13 +220,20 @@ fn cast(attributes: &Attributes<'_>) -> Result<Prepared, Refusal> {
             return Ok(vec![input.clone()]);
         }
         // All pairs go through a type that holds both; floats are cut off towards zero.
-        let data = match (input.data(), to) {
-            (Data::F32(v), to) => from_floats(v.iter().map(|x| f64::from(*x)), to),
-            (Data::F64(v), to) => from_floats(v.iter().copied(), to),
-            (Data::I32(v), to) => from_integers(v.iter().map(|x| i64::from(*x)), to),
-            (Data::I64(v), to) => from_integers(v.iter().copied(), to),
-            (Data::Bool(v), to) => from_integers(v.iter().map(|x| i64::from(*x)), to),
-            (Data::Text(_), _) => None,
+        let data = match input.data() {
+            Data::F16(v) => from_floats(v.iter().map(|x| f64::from(*x)), to),
+            Data::F32(v) => from_floats(v.iter().map(|x| f64::from(*x)), to),
+            Data::F64(v) => from_floats(v.iter().copied(), to),
+            Data::I8(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::I16(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::I32(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::I64(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::U8(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::U16(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::U32(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::U64(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::Bool(v) => from_integers(v.iter().map(|x| i128::from(*x)), to),
+            Data::Text(_) => None,
         };
         let data =
             data.ok_or_else(|| format!("casting {} to {to} is not supported", input.data().data_type()))?;
@@ -232,24 +241,28 @@ fn cast(attributes: &Attributes<'_>) -> Result<Prepared, Refusal> {
     }))
 }
 
-fn from_floats(values: impl Iterator<Item = f64>, to: DataType) -> Option<Data> {
-    Some(match to {
-        DataType::F32 => Data::F32(values.map(|x| x as f32).collect()),
-        DataType::F64 => Data::F64(values.collect()),
-        DataType::I32 => Data::I32(values.map(|x| x as i32).collect()),
-        DataType::I64 => Data::I64(values.map(|x| x as i64).collect()),
-        DataType::Bool => Data::Bool(values.map(|x| x != 0.0).collect()),
-        DataType::Text => return None,
-    })
+/// What numbers are cast to: of each type how, and what counts as true.
+macro_rules! cast_from {
+    ($name:ident, $from:ty, $to_half:expr, $zero:expr) => {
+        fn $name(values: impl Iterator<Item = $from>, to: DataType) -> Option<Data> {
+            Some(match to {
+                DataType::F16 => Data::F16(values.map($to_half).collect()),
+                DataType::F32 => Data::F32(values.map(|x| x as f32).collect()),
+                DataType::F64 => Data::F64(values.map(|x| x as f64).collect()),
+                DataType::I8 => Data::I8(values.map(|x| x as i8).collect()),
+                DataType::I16 => Data::I16(values.map(|x| x as i16).collect()),
+                DataType::I32 => Data::I32(values.map(|x| x as i32).collect()),
+                DataType::I64 => Data::I64(values.map(|x| x as i64).collect()),
+                DataType::U8 => Data::U8(values.map(|x| x as u8).collect()),
+                DataType::U16 => Data::U16(values.map(|x| x as u16).collect()),
+                DataType::U32 => Data::U32(values.map(|x| x as u32).collect()),
+                DataType::U64 => Data::U64(values.map(|x| x as u64).collect()),
+                DataType::Bool => Data::Bool(values.map(|x| x != $zero).collect()),
+                DataType::Text => return None,
+            })
+        }
+    };
 }
 
-fn from_integers(values: impl Iterator<Item = i64>, to: DataType) -> Option<Data> {
-    Some(match to {
-        DataType::F32 => Data::F32(values.map(|x| x as f32).collect()),
-        DataType::F64 => Data::F64(values.map(|x| x as f64).collect()),
-        DataType::I32 => Data::I32(values.map(|x| x as i32).collect()),
-        DataType::I64 => Data::I64(values.collect()),
-        DataType::Bool => Data::Bool(values.map(|x| x != 0).collect()),
-        DataType::Text => return None,
-    })
-}
+cast_from!(from_floats, f64, f16::from_f64, 0.0);
+cast_from!(from_integers, i128, |x| f16::from_f64(x as f64), 0);

@@ -2,92 +2,91 @@
 
 use std::fmt;
 
+use half::f16;
+
 use crate::proto::TensorProto;
 
 /// Most elements of one tensor: what is larger is refused before memory is asked for.
 pub(crate) const MAX_ELEMENTS: usize = 1 << 27;
 
-/// Types of elements, a part of ONNX's (TensorProto.DataType).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum DataType {
-    F32,
-    F64,
-    I32,
-    I64,
-    Bool,
-    Text,
+/// The types of elements: of each, what the Open Inference Protocol calls it, its number in ONNX's TensorProto.DataType, and what an
+/// element is here.
+macro_rules! data_types {
+    ($($variant:ident($element:ty) = $name:literal, $number:literal;)*) => {
+        /// Types of elements, a part of ONNX's (TensorProto.DataType).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum DataType {
+            $($variant,)*
+        }
+
+        impl DataType {
+            /// All there are.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Of a number of ONNX's enumeration.
+            pub(crate) fn from_onnx(number: i64) -> Option<Self> {
+                Some(match number {
+                    $($number => Self::$variant,)*
+                    _ => return None,
+                })
+            }
+        }
+
+        impl fmt::Display for DataType {
+            /// As the Open Inference Protocol calls it.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $name,)*
+                })
+            }
+        }
+
+        /// Elements, all of one type.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs)]
+        pub enum Data {
+            $($variant(Vec<$element>),)*
+        }
+
+        impl Data {
+            /// How many.
+            pub fn len(&self) -> usize {
+                match self {
+                    $(Self::$variant(v) => v.len(),)*
+                }
+            }
+
+            /// Of which type.
+            pub fn data_type(&self) -> DataType {
+                match self {
+                    $(Self::$variant(_) => DataType::$variant,)*
+                }
+            }
+        }
+    };
 }
 
-impl DataType {
-    /// Of a number of ONNX's enumeration.
-    pub(crate) fn from_onnx(number: i64) -> Option<Self> {
-        Some(match number {
-            1 => Self::F32,
-            6 => Self::I32,
-            7 => Self::I64,
-            8 => Self::Text,
-            9 => Self::Bool,
-            11 => Self::F64,
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for DataType {
-    /// As the Open Inference Protocol calls it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "FP32",
-            Self::F64 => "FP64",
-            Self::I32 => "INT32",
-            Self::I64 => "INT64",
-            Self::Bool => "BOOL",
-            Self::Text => "BYTES",
-        })
-    }
-}
-
-/// Elements, all of one type.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum Data {
-    F32(Vec<f32>),
-    F64(Vec<f64>),
-    I32(Vec<i32>),
-    I64(Vec<i64>),
-    Bool(Vec<bool>),
-    Text(Vec<String>),
+data_types! {
+    F16(f16) = "FP16", 10;
+    F32(f32) = "FP32", 1;
+    F64(f64) = "FP64", 11;
+    I8(i8) = "INT8", 3;
+    I16(i16) = "INT16", 5;
+    I32(i32) = "INT32", 6;
+    I64(i64) = "INT64", 7;
+    U8(u8) = "UINT8", 2;
+    U16(u16) = "UINT16", 4;
+    U32(u32) = "UINT32", 12;
+    U64(u64) = "UINT64", 13;
+    Bool(bool) = "BOOL", 9;
+    Text(String) = "BYTES", 8;
 }
 
 impl Data {
-    /// How many.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(v) => v.len(),
-            Self::F64(v) => v.len(),
-            Self::I32(v) => v.len(),
-            Self::I64(v) => v.len(),
-            Self::Bool(v) => v.len(),
-            Self::Text(v) => v.len(),
-        }
-    }
-
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// Of which type.
-    pub fn data_type(&self) -> DataType {
-        match self {
-            Self::F32(_) => DataType::F32,
-            Self::F64(_) => DataType::F64,
-            Self::I32(_) => DataType::I32,
-            Self::I64(_) => DataType::I64,
-            Self::Bool(_) => DataType::Bool,
-            Self::Text(_) => DataType::Text,
-        }
     }
 }
 
@@ -154,20 +153,36 @@ impl Tensor {
         let data_type = DataType::from_onnx(proto.data_type.into())
             .ok_or_else(|| format!("elements of ONNX's type {} are not supported", proto.data_type))?;
         let raw = &proto.raw_data;
+        // Without raw data, each type has its field (onnx.proto, TensorProto); small ones share that of INT32.
+        let small = &proto.int32_data;
         let data = match data_type {
+            DataType::Text => Data::Text(texts(&proto.string_data)?),
             DataType::F32 if raw.is_empty() => Data::F32(proto.float_data.clone()),
             DataType::F64 if raw.is_empty() => Data::F64(proto.double_data.clone()),
-            DataType::I32 if raw.is_empty() => Data::I32(proto.int32_data.clone()),
+            DataType::I32 if raw.is_empty() => Data::I32(small.clone()),
             DataType::I64 if raw.is_empty() => Data::I64(proto.int64_data.clone()),
-            DataType::Bool if raw.is_empty() => {
-                Data::Bool(proto.int32_data.iter().map(|b| *b != 0).collect())
+            DataType::U64 if raw.is_empty() => Data::U64(proto.uint64_data.clone()),
+            DataType::U32 if raw.is_empty() => Data::U32(fitted(&proto.uint64_data)?),
+            DataType::I8 if raw.is_empty() => Data::I8(fitted(small)?),
+            DataType::I16 if raw.is_empty() => Data::I16(fitted(small)?),
+            DataType::U8 if raw.is_empty() => Data::U8(fitted(small)?),
+            DataType::U16 if raw.is_empty() => Data::U16(fitted(small)?),
+            DataType::F16 if raw.is_empty() => {
+                Data::F16(fitted::<_, u16>(small)?.into_iter().map(f16::from_bits).collect())
             }
+            DataType::Bool if raw.is_empty() => Data::Bool(small.iter().map(|b| *b != 0).collect()),
+            DataType::F16 => Data::F16(chunks(raw)?.map(f16::from_le_bytes).collect()),
             DataType::F32 => Data::F32(chunks(raw)?.map(f32::from_le_bytes).collect()),
             DataType::F64 => Data::F64(chunks(raw)?.map(f64::from_le_bytes).collect()),
+            DataType::I8 => Data::I8(chunks(raw)?.map(i8::from_le_bytes).collect()),
+            DataType::I16 => Data::I16(chunks(raw)?.map(i16::from_le_bytes).collect()),
             DataType::I32 => Data::I32(chunks(raw)?.map(i32::from_le_bytes).collect()),
             DataType::I64 => Data::I64(chunks(raw)?.map(i64::from_le_bytes).collect()),
+            DataType::U8 => Data::U8(raw.clone()),
+            DataType::U16 => Data::U16(chunks(raw)?.map(u16::from_le_bytes).collect()),
+            DataType::U32 => Data::U32(chunks(raw)?.map(u32::from_le_bytes).collect()),
+            DataType::U64 => Data::U64(chunks(raw)?.map(u64::from_le_bytes).collect()),
             DataType::Bool => Data::Bool(raw.iter().map(|b| *b != 0).collect()),
-            DataType::Text => Data::Text(texts(&proto.string_data)?),
         };
         let count = data.len();
         Self::new(shape, data).ok_or_else(|| format!("it has {count} elements, which its shape does not"))
@@ -184,6 +199,12 @@ pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
 pub(crate) fn texts(bytes: &[Vec<u8>]) -> Result<Vec<String>, String> {
     let all = bytes.iter().map(|b| String::from_utf8(b.clone()));
     all.collect::<Result<_, _>>().map_err(|_| "a string is not UTF-8".into())
+}
+
+fn fitted<From: Copy, To: TryFrom<From>>(values: &[From]) -> Result<Vec<To>, String> {
+    let all =
+        values.iter().map(|value| To::try_from(*value).map_err(|_| "an element is outside its type's range"));
+    Ok(all.collect::<Result<_, _>>()?)
 }
 
 fn chunks<const N: usize>(raw: &[u8]) -> Result<impl Iterator<Item = [u8; N]>, String> {

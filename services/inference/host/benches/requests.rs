@@ -48,7 +48,7 @@ fn main() {
             assert_eq!(reply.open(&sealed).expect("it opens").0, 200);
         }
     };
-    let engine = load(MODEL).expect("the model loads");
+    let engine = load(MODEL).expect("the model loads").engine;
     let row = || vec![Tensor::new(vec![1, 64], Data::F32(ROW.to_vec())).expect("a row")];
 
     let [mut model, mut health, mut tree, mut two, mut client] = [(); 5].map(|()| Vec::new());

@@ -81,7 +81,8 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loaded { name, loaded } => {
-                write!(f, "{name}, version {}, by the engine {}", version(&loaded.sha256), loaded.engine)
+                let version = version(&loaded.sha256);
+                write!(f, "{name}, version {version}, by the engine {} ({})", loaded.engine, loaded.reason)
             }
             Self::NotLoaded { name, path, reason } => write!(
                 f,

@@ -1,0 +1,131 @@
+"""ONNX's own node tests (PyPI's `onnx`), by each engine, and by the one that is chosen: its answers must all be right.
+
+    nodes.py PROGRAM FOLDER [--record] [--list]
+
+Each case runs twice: as it is, and with the inputs behind the first as constants of the model, as exporters write shapes and axes.
+The counts must be those of nodes.json; --record writes it. --list says what every engine makes of each case.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy
+import onnx
+from onnx import numpy_helper
+
+from evaluate import Evaluate, decoded, encoded
+
+ENGINES = ["evaluator", "tract", "rten"]
+RECORDED = Path(__file__).parent / "nodes.json"
+# Their results are random.
+RANDOM = ["bernoulli", "training_dropout", "random_"]
+# Elements of an input that is made a constant.
+SMALL = 1024
+
+
+def generated(folder):
+    """Models and data as (name, model's bytes, inputs, outputs, rtol, atol), kept in a folder: making them takes a minute."""
+    import pickle
+
+    kept = folder / f"nodes-{onnx.__version__}.pickle"
+    if not kept.exists():
+        from onnx.backend.test.case.node import collect_testcases
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cases = []
+            for case in collect_testcases(None):
+                for inputs, outputs in case.data_sets[:1]:
+                    cases.append((case.name, case.model.SerializeToString(), inputs, outputs, case.rtol, case.atol))
+        kept.write_bytes(pickle.dumps(cases))
+    return pickle.loads(kept.read_bytes())
+
+
+def is_tensor(info):
+    """Whether an input or output is a tensor of a type that the service has."""
+    has = info.type.WhichOneof("value") == "tensor_type"
+    return has and info.type.tensor_type.elem_type in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)
+
+
+def with_constants(model, inputs):
+    """The model with the inputs behind the first as constants; None if that is no other model."""
+    if len(inputs) < 2 or any(numpy.asarray(i).size > SMALL for i in inputs[1:]):
+        return None
+    changed = onnx.ModelProto.FromString(model)
+    rest = list(changed.graph.input)[1:]
+    for info, value in zip(rest, inputs[1:]):
+        changed.graph.initializer.append(numpy_helper.from_array(numpy.asarray(value), info.name))
+        changed.graph.input.remove(info)
+    return changed.SerializeToString()
+
+
+def is_right(answer, expected, rtol, atol):
+    """Whether the outputs are what ONNX's reference says."""
+    if len(answer) != len(expected):
+        return False
+    for ours, theirs in zip(answer, expected):
+        ours, theirs = decoded(ours), numpy.asarray(theirs)
+        if ours.shape != theirs.shape:
+            return False
+        if theirs.dtype == object or theirs.dtype.kind in "US":
+            if [str(t) for t in theirs.reshape(-1)] != [str(t) for t in ours.reshape(-1)]:
+                return False
+        elif ours.dtype != theirs.dtype or not numpy.allclose(ours, theirs, rtol, atol, equal_nan=True):
+            return False
+    return True
+
+
+def main(program, folder, options):
+    """Runs all of them."""
+    cases, evaluate = generated(folder), Evaluate([program])
+    made = folder / "node.onnx"
+    counts = {who: {"right": 0, "wrong": 0, "not run": 0} for who in [*ENGINES, "chosen"]}
+    wrong = {who: [] for who in counts}
+    unusable = 0
+    for name, model, inputs, outputs, rtol, atol in cases:
+        graph = onnx.ModelProto.FromString(model).graph
+        ports = [*graph.input, *graph.output]
+        usable = all(is_tensor(p) for p in ports) and len(graph.input) == len(inputs) and len(graph.output) == len(outputs)
+        if not usable or any(word in name for word in RANDOM) or any(encoded(i) is None for i in inputs):
+            unusable += 1
+            continue
+        for variant, bytes_, given in [("", model, inputs), (" (constants)", with_constants(model, inputs), inputs[:1])]:
+            if bytes_ is None:
+                continue
+            made.write_bytes(bytes_)
+            for who in counts:
+                order = {"model": str(made), "inputs": [encoded(i) for i in given]}
+                if who != "chosen":
+                    order |= {"engine": who, "unchecked": True}
+                answer = evaluate.ask(order, timeout=60)
+                if answer.get("stage") in ("crash", "hang", "order"):
+                    outcome = "wrong"
+                elif "error" in answer:
+                    outcome = "not run"
+                else:
+                    outcome = "right" if is_right(answer["outputs"], outputs, rtol, atol) else "wrong"
+                counts[who][outcome] += 1
+                if outcome == "wrong":
+                    wrong[who].append(name + variant)
+                if "--list" in options:
+                    said = answer.get("error", answer.get("engine"))
+                    operators = ",".join(sorted({n.op_type for n in graph.node}))
+                    print(outcome, who, name + variant, operators, said, sep="\t")
+    evaluate.end()
+    results = {"onnx": onnx.__version__, "not for this service": unusable, "counts": counts}
+    print(json.dumps(results, indent=1))
+    for name in wrong["chosen"]:
+        print(f"FAILED   {name}: the engine that is chosen answers wrongly")
+    if "--record" in options:
+        RECORDED.write_text(json.dumps(results, indent=1) + "\n")
+    differs = json.loads(RECORDED.read_text()) != results
+    if differs:
+        print(f"FAILED   the counts are not those of {RECORDED.name}")
+    print(f"{counts['chosen']['right'] + 1 - differs} passed, {len(wrong['chosen']) + differs} failed")
+    return 1 if wrong["chosen"] or differs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))
