@@ -429,7 +429,7 @@ struct Exclusion {
     why: &'static str,
 }
 
-/// Found by ONNX's own node tests (`tests/conformance/onnxruntime/nodes.py`).
+/// To be filled from ONNX's own node tests (`tests/conformance/onnxruntime/nodes.py --list`), which have not been run to their end yet.
 const EXCLUSIONS: &[Exclusion] = &[];
 
 /// Why an engine must not be asked, if it must not.
