@@ -44,6 +44,22 @@ def verified_key_config(enclos, url, folder):
     return key_config, models
 
 
+def read_response(message):
+    """Status and JSON of binary HTTP of known length (RFC 9292), which ohttpy decrypts and leaves as it is."""
+
+    def integer(at):
+        length = 1 << (message[at] >> 6)
+        return int.from_bytes(message[at : at + length], "big") & ((1 << (8 * length - 2)) - 1), at + length
+
+    kind, at = integer(0)
+    if kind != 1:
+        raise SystemExit(f"FAILED no response of known length: {message[:40]}")
+    status, at = integer(at)
+    length, at = integer(at)
+    length, at = integer(at + length)
+    return status, json.loads(message[at : at + length])
+
+
 def main(enclos, url, folder, rows):
     """Prints the labels of rows of pixels."""
     key_config, models = verified_key_config(enclos, url, folder)
@@ -53,13 +69,14 @@ def main(enclos, url, folder, rows):
     request = {"inputs": [{"name": "X", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}]}
     address = f"{url}/v2/models/{model['name']}/versions/{model['sha256']}/infer"
     response = session.post(address, data=json.dumps(request), headers={"Content-Type": "application/json"})
-    if response.status_code != 200 or not response.content:
-        raise SystemExit(f"FAILED {response.status_code} {response.headers}: {response.content}")
-    answer = response.json()
+    status, answer = read_response(response.content)
+    if status != 200:
+        raise SystemExit(f"FAILED {status}: {answer}")
     # What is wrong with a request comes back encrypted, too.
     wrong = session.post(address, data=b"{", headers={"Content-Type": "application/json"})
-    if wrong.status_code != 400 or "error" not in wrong.json():
-        raise SystemExit(f"FAILED {wrong.status_code}: {wrong.content}")
+    status, said = read_response(wrong.content)
+    if status != 400 or "error" not in said:
+        raise SystemExit(f"FAILED {status}: {said}")
     print(json.dumps(answer["outputs"][0]["data"]))
 
 
