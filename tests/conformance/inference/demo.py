@@ -34,8 +34,6 @@ import numpy
 import onnxruntime
 import tritonclient.http as triton
 
-from ohttp import ask_with_ohttpy
-
 ENCLOS, ENCLAVE, MODELS, WORK = (Path(argument).resolve() for argument in sys.argv[1:])
 FOLDER = Path(tempfile.mkdtemp(prefix="run-", dir=WORK))
 OWNER, OPERATOR, CLIENT = (FOLDER / name for name in ("owner", "operator", "client"))
@@ -46,6 +44,8 @@ STATE = {"owner": OWNER / "state", "operator": WORK / "state", "client": CLIENT 
 PIECE = 32
 # System calls with contents.
 CALLS = "read,readv,pread64,preadv,preadv2,recvfrom,recvmsg,recvmmsg,write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg,sendmmsg,execve"
+# How much memory is looked at in one go, in bytes.
+CHUNK = 1 << 20
 started = []
 failures = []
 
@@ -90,9 +90,257 @@ def start(party, name, *arguments, trace=None):
     return said
 
 
-def stop(number=-1):
-    """Ends one in good order."""
-    process, pid = started.pop(number)
+def stop():
+    """Ends the one that was started last, in good order."""
+    process, pid = started.pop()
+    os.kill(pid, signal.SIGTERM)
+    return process.wait(120)
+
+
+class Relay:
+    """Passes connections on, and keeps every byte of both directions."""
+
+    def __init__(self, url):
+        host, port = url.removeprefix("http://").rsplit(":", 1)
+        self.target = (host, int(port))
+        self.recorded = {"there": bytearray(), "back": bytearray()}
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            near, _ = self.listener.accept()
+            far = socket.create_connection(self.target)
+            for from_, to, direction in ((near, far, "there"), (far, near, "back")):
+                threading.Thread(target=self._copy, args=(from_, to, direction), daemon=True).start()
+
+    def _copy(self, from_, to, direction):
+        try:
+            while piece := from_.recv(1 << 16):
+                self.recorded[direction] += piece
+                to.sendall(piece)
+            to.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+
+class Secrets:
+    """Pieces of what the operator must not see, by kind, and the search for them."""
+
+    def __init__(self):
+        self.pieces = {}  # piece: kind
+
+    def add(self, kind, data, distinct):
+        """All whole pieces of some bytes that have so many different ones: zeros are everywhere."""
+        for at in range(0, len(data) - PIECE + 1, PIECE):
+            piece = bytes(data[at : at + PIECE])
+            if len(set(piece)) >= distinct:
+                self.pieces.setdefault(piece, kind)
+
+    def add_text(self, kind, text):
+        self.pieces.setdefault(text.encode()[:PIECE].ljust(PIECE, b"\0")[: len(text)], kind)
+
+    def kinds(self):
+        return sorted(set(self.pieces.values()))
+
+    def prepare(self):
+        """Places are found by the first eight bytes of a piece; a table of their hashes sorts out most at once."""
+        self.by_start = {}
+        for piece in self.pieces:
+            self.by_start.setdefault(struct.unpack_from("<Q", piece)[0], []).append(piece)
+        self.starts = numpy.sort(numpy.fromiter(self.by_start, dtype="<u8"))
+        self.table = numpy.zeros(1 << 22, dtype=bool)
+        self.table[self._hash(self.starts)] = True
+
+    @staticmethod
+    def _hash(words):
+        return (words * numpy.uint64(0x9E3779B97F4A7C15)) >> numpy.uint64(64 - 22)
+
+    def find(self, data):
+        """Which pieces are in these bytes: by kind, how many different ones."""
+        found = set()
+        for shift in range(8):
+            count = (len(data) - shift) // 8
+            if count <= 0:
+                break
+            words = numpy.frombuffer(data, dtype="<u8", count=count, offset=shift)
+            for index in numpy.flatnonzero(self.table[self._hash(words)]):
+                at = shift + 8 * int(index)
+                for piece in self.by_start.get(int(words[index]), ()):
+                    if data[at : at + len(piece)] == piece:
+                        found.add(piece)
+        counts = {}
+        for piece in found:
+            counts[self.pieces[piece]] = counts.get(self.pieces[piece], 0) + 1
+        return counts
+
+
+def merged(all_counts):
+    total = {}
+    for counts in all_counts:
+        for kind, count in counts.items():
+            total[kind] = max(total.get(kind, 0), count)
+    return total
+
+
+def memory(pid, enclave, secrets):
+    """What is found in a process's memory: outside of the enclave, inside of it, and how many bytes were looked at outside."""
+    base, size = enclave
+    outside, inside, looked_at = [], [], 0
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as mem:
+        for line in maps:
+            fields = line.split()
+            low, high = (int(text, 16) for text in fields[0].split("-"))
+            if not fields[1].startswith("r") or fields[-1] in ("[vvar]", "[vvar_vclock]", "[vsyscall]"):
+                continue
+            is_inside = base <= low < base + size
+            # Pieces may lie across two chunks.
+            for at in range(low, high, CHUNK):
+                length = min(high - at, CHUNK + PIECE)
+                try:
+                    mem.seek(at)
+                    data = mem.read(length)
+                except (OSError, OverflowError):
+                    break
+                looked_at += 0 if is_inside else min(len(data), CHUNK)
+                # Most of a heap was never touched.
+                if data.count(0) < len(data):
+                    (inside if is_inside else outside).append(secrets.find(data))
+    return merged(outside), merged(inside), looked_at
+
+
+def traced(path):
+    """What strace saw pass between a process and the kernel."""
+    data = bytearray()
+    text = re.compile(rb'"((?:\\x[0-9a-f]{2})*)"')
+    with open(path, "rb") as lines:
+        for line in lines:
+            for match in text.finditer(line):
+                data += bytes.fromhex(match[1].decode().replace("\\x", ""))
+    return bytes(data)
+
+
+def tensor(x, binary):
+    tensor = triton.InferInput("X", list(x.shape), "FP32")
+    tensor.set_data_from_numpy(x, binary_data=binary)
+    return [tensor]
+
+
+def classify(client, x, binary):
+    names = [output["name"] for output in client.get_model_metadata(NAME)["outputs"]]
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+    answer = client.infer(NAME, tensor(x, binary), outputs=outputs, request_id=REQUEST_ID)
+    labels, probabilities = (answer.as_numpy(name) for name in names)
+    return labels, probabilities, answer.get_response()
+
+
+REQUEST_ID = f"patient-{os.urandom(12).hex()}"
+
+
+def demo():
+    for folder in (OWNER, OPERATOR, CLIENT):
+        folder.mkdir()
+    held_out = numpy.load(MODELS / "held-out.npz")
+    x, y = held_out["x"], held_out["y"]
+
+    title("The enclave, and a policy that names it")
+    image = json.loads(run("operator", "inference", "--enclave", ENCLAVE, "--only-build", "--write-policy", CLIENT, "--json").splitlines()[-1])
+    policy, collateral = CLIENT / "policy.toml", CLIENT / "collateral.json"
+    # A policy for hardware: the same measurement, no emulated root.
+    hardware = OWNER / "hardware.toml"
+    hardware.write_text("".join(line for line in policy.read_text().splitlines(True) if not line.startswith("emulated_roots")))
+
+    title("The owner encrypts a model; the operator gets the encrypted file only")
+    plain_model = (MODELS / f"{NAME}.onnx").read_bytes()
+    model = OWNER / f"{NAME}.onnx"
+    model.write_bytes(plain_model)
+    encrypted, strict = OPERATOR / f"{NAME}.onnx.jwe", OPERATOR / "strict.onnx.jwe"
+    run("owner", "model", "encrypt", model, "--key", "digits", "--policy", policy, "-o", encrypted)
+    run("owner", "model", "encrypt", model, "--key", "strict", "--policy", hardware, "-o", strict)
+
+    title("The owner's key broker, with collateral from a provisioning service")
+    pccs = start("operator", "pccs", "pccs", "--listen", "127.0.0.1:0")
+    broker = start("owner", "broker", "key-broker", "serve", "--listen", "127.0.0.1:0", "--pccs", pccs["url"])
+    to_broker = Relay(broker["url"])
+
+    title("An enclave on an emulated platform is refused by default")
+    serve = ["inference", "--enclave", image["image"], "--key-broker", to_broker.url, "--listen", "127.0.0.1:0"]
+    run("operator", *serve, "--model", strict, expected=1)
+
+    title("And gets the key whose policy names the emulated root")
+    host_trace, proxy_trace = FOLDER / "server.strace", FOLDER / "proxy.strace"
+    at = start("operator", "server", *serve, "--model", encrypted, trace=host_trace)
+    host = started[-1][1]
+    to_server = Relay(at["url"])
+
+    title("A client verifies, and tritonclient (PyPI, unmodified) classifies held-out digits through its proxy")
+    proxy = start("client", "proxy", "inference-proxy", "--server", to_server.url, "--policy", policy, "--collateral", collateral, "--listen", "127.0.0.1:0", trace=proxy_trace)
+    check("verified, and said to be emulated", proxy["accepted"] and proxy["verdict"]["emulated"] and proxy["verdict"]["appraisal"]["identity"]["mr_enclave"] == image["mrenclave"], proxy)
+    address = proxy["url"].removeprefix("http://")
+    client = triton.InferenceServerClient(address, network_timeout=600, connection_timeout=60)
+    # ZipMap: a dictionary a row.
+    outside = onnxruntime.InferenceSession(plain_model, providers=["CPUExecutionProvider"]).run(None, {"X": x})
+    for binary in (False, True):
+        labels, probabilities, answer = classify(client, x, binary)
+        how = "binary tensors" if binary else "JSON"
+        check(f"{len(x)} digits in {how}: accuracy {(labels == y).mean():.4f}", (labels == y).mean() > 0.97)
+        check(f"{how}: labels of the same file in ONNX Runtime, outside", (labels == outside[0]).all())
+        check(f"{how}: probabilities within 1e-5", numpy.abs(probabilities - numpy.array([list(row.values()) for row in outside[1]])).max() < 1e-5)
+        check(f"{how}: the model is the owner's, by its SHA-256", answer["model_version"] == proxy["models"][0]["sha256"])
+
+    title("ohttpy (PyPI, unmodified) with the verified key configuration")
+    numpy.save(CLIENT / "rows.npy", x[:8])
+    program = [sys.executable, Path(__file__).with_name("ohttp.py"), ENCLOS, to_server.url, CLIENT, CLIENT / "rows.npy"]
+    done = subprocess.run(program, env=environment("client"), capture_output=True, text=True, timeout=120)
+    print(done.stdout, done.stderr, sep="", flush=True)
+    check("the same labels", done.returncode == 0 and json.loads(done.stdout.splitlines()[-1]) == labels[:8].tolist())
+
+    title("What the operator's side handled is searched for plain text")
+    secrets = Secrets()
+    secrets.add("model", plain_model, 24)
+    for row in x:
+        secrets.add("request, binary", row.astype("<f4").tobytes(), 6)
+    secrets.add("response, binary", probabilities.astype("<f4").tobytes(), 16)
+    # As tritonclient writes JSON, and as the enclave answers it.
+    names = [output["name"] for output in client.get_model_metadata(NAME)["outputs"]]
+    request, _ = triton.InferenceServerClient.generate_request_body(tensor(x, False), request_id=REQUEST_ID, outputs=[triton.InferRequestedOutput(name, binary_data=False) for name in names])
+    with urllib.request.urlopen(urllib.request.Request(f"{proxy['url']}/v2/models/{NAME}/infer", request)) as response:
+        texts = {"request, JSON": request, "response, JSON": response.read()}
+    for kind, text in texts.items():
+        for data in re.findall(rb'"data":\s*\[([^\]]{2000,})\]', text):
+            secrets.add(kind, data, 6)
+    secrets.add_text("request and response, id", REQUEST_ID)
+    secrets.prepare()
+    print({kind: sum(k == kind for k in secrets.pieces.values()) for kind in secrets.kinds()}, "pieces")
+    looks, done = [], threading.Event()
+
+    def requests():
+        other = triton.InferenceServerClient(address, network_timeout=600)
+        while not done.is_set():
+            classify(other, x, True)
+            classify(other, x, False)
+
+    asking = threading.Thread(target=requests)
+    asking.start()
+    looks.append(memory(host, at["memory"], secrets))
+    done.set()
+    asking.join()
+    looks.append(memory(host, at["memory"], secrets))
+    for when, (found, inside, size) in zip(("while requests are answered", "after them"), looks):
+        check(f"{size >> 20} MiB of the host's memory outside of the enclave, {when}", not found and size > 1 << 20, found)
+    inside = merged(inside for _, inside, _ in looks)
+    check("the same search finds the model inside of the enclave", inside.get("model", 0) > 0, inside)
+    for name, relay in (("clients", to_server), ("the key broker", to_broker)):
+        for direction, data in relay.recorded.items():
+            check(f"{len(data)} bytes over connections with {name}, {direction}", len(data) > 100 and not secrets.find(bytes(data)), secrets.find(bytes(data)))
+
+    title("What the owner sees; after that no enclave gets the key any more")
+    said = run("owner", "key-broker", "log")
+    check("the measurement that got the key", image["mrenclave"] in said and "released" in said and "refused" in said, said)
+    run("owner", "key-broker", "revoke", "digits")
+    run("operator", *serve, "--model", encrypted, expected=1)
+
     stop()
     plain = traced(proxy_trace)
     controls = merged([secrets.find(plain), secrets.find(model.read_bytes())])

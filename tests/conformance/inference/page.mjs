@@ -53,7 +53,7 @@ const GATEWAY = "POST /.well-known/ohttp-gateway";
 
 /** What ONNX Runtime says of these pixels. */
 function expected(model, pixels) {
-  const program = "import json, sys, numpy, onnxruntime\npath, row = json.load(sys.stdin)\nlabels, probabilities = onnxruntime.InferenceSession(path).run(None, {'X': numpy.array([row], dtype=numpy.float32)})[:2]\nprint(json.dumps([int(labels[0]), [float(p) for p in probabilities[0]]]))";
+  const program = "import json, sys, numpy, onnxruntime\npath, row = json.load(sys.stdin)\nlabels, probabilities = onnxruntime.InferenceSession(path).run(None, {'X': numpy.array([row], dtype=numpy.float32)})[:2]\nprint(json.dumps([int(labels[0]), [float(p) for p in probabilities[0].values()]]))";
   const done = spawnSync(PYTHON, ["-c", program], { input: JSON.stringify([join(MODELS, `${model}.onnx`), pixels]), encoding: "utf8" });
   assert.equal(done.status, 0, done.stderr);
   return JSON.parse(done.stdout);
