@@ -47,7 +47,12 @@ impl Store for KeysOnly {
         Ok(self.0.lock().expect("no other use panics").clone())
     }
 
-    fn replace_keys(&self, _: Option<u64>, add: Option<&StoredKey>, _: &[u64]) -> Result<Written, StoreError> {
+    fn replace_keys(
+        &self,
+        _: Option<u64>,
+        add: Option<&StoredKey>,
+        _: &[u64],
+    ) -> Result<Written, StoreError> {
         self.0.lock().expect("no other use panics").extend(add.cloned());
         Ok(Written::Done)
     }
