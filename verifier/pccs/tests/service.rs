@@ -181,6 +181,8 @@ fn a_source_of_collateral_for_peers_outlives_its_service() {
 type Answering = Box<dyn Fn(&str, &mut TcpStream) + Send>;
 /// What is changed of headers and body.
 type Change<'a> = &'a dyn Fn(String, Vec<u8>) -> (String, Vec<u8>);
+/// The same, by what is asked for.
+type ChangeOf<'a> = &'a dyn Fn(&str, String, Vec<u8>) -> (String, Vec<u8>);
 
 /// A service that answers every request by a function of path and connection.
 fn hostile(answer: impl Fn(&str, &mut TcpStream) + Send + 'static) -> String {
@@ -289,7 +291,7 @@ fn documents_that_are_none_are_named() {
     let good = platform.quoting.collateral(Time::now()).unwrap();
     let chain = |pem: &str| pem.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
     // What a service gives, with one thing changed.
-    let ask = |change: &dyn Fn(&str, String, Vec<u8>) -> (String, Vec<u8>)| {
+    let ask = |change: ChangeOf<'_>| {
         let signed = |name: &str, text: &str, signature: &[u8]| {
             let signature: String = signature.iter().map(|byte| format!("{byte:02x}")).collect();
             format!("{{\"{name}\":{text},\"signature\":\"{signature}\"}}").into_bytes()
