@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Our engines and ONNX Runtime on the same models and inputs. Ends with a line "N passed, N failed".
+# Our engines and ONNX Runtime on the same models and inputs, and ONNX's own node tests. Each part ends with a line "N passed,
+# N failed".
 # Everything made goes into the target folder; packages come from PyPI.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 work=$target/conformance/onnxruntime
-mkdir -p "$work"
+mkdir -p "$work/networks"
 
 if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
 "$work/venv/bin/python" -c 'import onnx, onnxruntime, skl2onnx, sklearn' 2>/dev/null ||
@@ -20,4 +21,8 @@ program=$target/enclave/x86_64-unknown-linux-gnu/release/evaluate
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RTEN_NUM_THREADS=1
 python=$work/venv/bin/python
 "$python" "$root/examples/digits/train.py" "$work/models"
-exec "$python" "$here/check.py" "$program" "$work/models"
+failed=0
+"$python" "$here/check.py" "$program" "$work/models" || failed=1
+"$python" "$here/nodes.py" "$program" "$work" || failed=1
+"$python" "$here/models.py" "$program" "$work/networks" || failed=1
+exit $failed

@@ -470,7 +470,7 @@ const EXCLUSIONS: &[Exclusion] = &[
     wrong(Kind::Tract, "Attention", |_, _| true, "it ignores windows, and what is past in causal masks"),
     wrong(Kind::Tract, "BitShift", |_, _| true, "shifts by more bits than there are, or by negative ones, come out otherwise"),
     wrong(Kind::Tract, "Celu", |_, contents| contents.has(DataType::F16), "in FP16 it ignores alpha"),
-    wrong(Kind::Tract, "GRU", |node, _| !["", "forward"].contains(&text(node, "direction")), "backwards it comes out otherwise"),
+    wrong(Kind::Tract, "GRU", |_, _| true, "backwards it comes out otherwise, and of gates near 1 too few digits are left"),
     wrong(Kind::Tract, "LSTM", |node, _| text(node, "direction") == "reverse", "backwards it comes out otherwise"),
     wrong(Kind::Tract, "ReduceMax", |_, _| true, "of nothing, or of negative infinities, it is the least finite number"),
     wrong(Kind::Tract, "ReduceMin", |_, _| true, "of nothing, or of infinities, it is the greatest finite number"),
@@ -720,7 +720,7 @@ mod tests {
         assert!(reason.contains("the-Sign") && reason.contains("of 0 it is 1"), "{reason}");
         assert_eq!(refused(Kind::Tract, &dense("Sign")), None);
         // An attribute decides.
-        let mut graph = dense("GRU");
+        let mut graph = dense("LSTM");
         assert_eq!(refused(Kind::Tract, &graph), None);
         let direction =
             AttributeProto { name: "direction".into(), s: b"reverse".to_vec(), ..Default::default() };
