@@ -135,7 +135,8 @@ class Secrets:
         """All whole pieces of some bytes that have so many different ones: zeros are everywhere."""
         for at in range(0, len(data) - PIECE + 1, PIECE):
             piece = bytes(data[at : at + PIECE])
-            if len(set(piece)) >= distinct:
+            # The beginning is what is looked for first: it must be rare.
+            if len(set(piece)) >= distinct and len(set(piece[:8])) >= 4:
                 self.pieces.setdefault(piece, kind)
 
     def add_text(self, kind, text):
