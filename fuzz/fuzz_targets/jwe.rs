@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 use enclos_key_broker::jwe::{ContentKey, decrypt, encrypt, is_jwe, key_id};
 use libfuzzer_sys::fuzz_target;
 
-static KEY: LazyLock<ContentKey> = LazyLock::new(|| ContentKey::from_slice(&[7; 32]).expect("a key of 32 bytes"));
+static KEY: LazyLock<ContentKey> =
+    LazyLock::new(|| ContentKey::from_slice(&[7; 32]).expect("a key of 32 bytes"));
 const CONTENT: &[u8] = b"a model";
 
 fuzz_target!(|bytes: &[u8]| {

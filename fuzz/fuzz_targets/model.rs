@@ -28,7 +28,8 @@ fuzz_target!(|bytes: &[u8]| {
 fn some(port: &Port) -> Option<Tensor> {
     let shape: Vec<usize> =
         port.shape.clone().unwrap_or_else(|| vec![None]).into_iter().map(|d| d.unwrap_or(2)).collect();
-    let count = shape.iter().try_fold(1_usize, |product, d| product.checked_mul(*d)).filter(|n| *n <= MOST)?;
+    let count =
+        shape.iter().try_fold(1_usize, |product, d| product.checked_mul(*d)).filter(|n| *n <= MOST)?;
     let numbers = (0..count).map(|i| i as f32 / 3.0 - 1.0);
     let data = match port.data_type {
         DataType::F32 => Data::F32(numbers.collect()),

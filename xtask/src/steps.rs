@@ -213,7 +213,8 @@ fn jwe(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
 fn key_broker(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     install(&[], &[("strace", "strace"), venv()], tally)?;
     let said = run(&mut suite(c, "inference/demo.sh"), tally)?;
-    for expected in ["released", "refused", "tritonclient", "the host's memory", "strace", "All of it holds"] {
+    for expected in ["released", "refused", "tritonclient", "the host's memory", "strace", "All of it holds"]
+    {
         expect(&said, expected)?;
     }
     Ok(())
