@@ -3,14 +3,16 @@
 
 mod steps;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
-use crate::steps::STEPS;
+use crate::steps::{Lane, STEPS, Step};
 
 /// Tasks of the workspace.
 #[derive(Debug, Parser)]
@@ -82,58 +84,96 @@ fn main() -> ExitCode {
 }
 
 fn test(context: &Context, only: &[String]) -> ExitCode {
+    let started = Instant::now();
     let chosen: Vec<_> =
         STEPS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name)).collect();
-    let mut rows = Vec::new();
-    for (i, step) in chosen.iter().enumerate() {
-        println!("\n━━━ {}/{} {}: {}", i + 1, chosen.len(), step.name, step.about);
-        let (started, cpu) = (Instant::now(), cpu_time());
-        let mut tally = Tally::default();
-        let outcome = (step.run)(context, &mut tally);
-        if let Err(e) = &outcome {
-            println!("━━━ {} FAILED: {e}", step.name);
+    let lane = |lane| chosen.iter().copied().filter(|s| s.lane == lane).collect::<Vec<_>>();
+    let mut rows: Vec<_> = lane(Lane::First).into_iter().map(|s| Row::of(context, s, false)).collect();
+    let lanes: Vec<_> = Lane::TOGETHER.into_iter().map(lane).filter(|l| !l.is_empty()).collect();
+    let together = lanes.len() > 1;
+    thread::scope(|scope| {
+        let run = |steps: Vec<&'static Step>| {
+            scope.spawn(move || steps.into_iter().map(|s| Row::of(context, s, together)).collect::<Vec<_>>())
+        };
+        let running: Vec<_> = lanes.into_iter().map(run).collect();
+        for lane in running {
+            match lane.join() {
+                Ok(lane) => rows.extend(lane),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
         }
-        rows.push((step.name, outcome, tally, started.elapsed(), cpu_time() - cpu));
-    }
+    });
     println!(
         "\n{:16} {:8} {:>7} {:>7} {:>8} {:>9} {:>9}",
         "step", "result", "passed", "failed", "ignored", "time", "CPU"
     );
     let mut failures = 0;
-    for (name, outcome, tally, took, cpu) in &rows {
+    for Row { name, outcome, report, took } in &rows {
         let result = match outcome {
             Ok(()) => "ok",
             Err(_) => "FAILED",
         };
         failures += usize::from(outcome.is_err());
-        let Tally { passed, failed, ignored } = tally;
+        let Tally { passed, failed, ignored } = report.tally;
         println!(
             "{name:16} {result:8} {passed:>7} {failed:>7} {ignored:>8} {:>9} {:>9}",
             seconds(*took),
-            seconds(*cpu)
+            seconds(report.cpu)
         );
         if let Err(e) = outcome {
             println!("{:16} {e}", "");
         }
     }
-    let total: Duration = rows.iter().map(|r| r.3).sum();
-    let passed: u64 = rows.iter().map(|r| r.2.passed).sum();
+    let cpu: Duration = rows.iter().map(|r| r.report.cpu).sum();
+    let passed: u64 = rows.iter().map(|r| r.report.tally.passed).sum();
+    let time = format!("in {}; {} of processor time", seconds(started.elapsed()), seconds(cpu));
     if failures == 0 {
-        println!("\nAll {} steps passed, {passed} tests, in {}.", rows.len(), seconds(total));
+        println!("\nAll {} steps passed, {passed} tests, {time}.", rows.len());
         return ExitCode::SUCCESS;
     }
-    println!("\n{failures} of {} steps failed, in {}.", rows.len(), seconds(total));
+    println!("\n{failures} of {} steps failed, {time}.", rows.len());
     ExitCode::FAILURE
 }
 
-/// Processor time of the programs that ran and ended: on a shared machine it says more than the time that went by. Zero where
-/// it cannot be read.
-fn cpu_time() -> Duration {
-    // proc_pid_stat(5): cutime and cstime are fields 16 and 17, in ticks of 1/100 s; the second may hold spaces.
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-    let ticks: u64 = fields.skip(13).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
+/// What came of a step.
+struct Row {
+    name: &'static str,
+    outcome: Result<(), Failure>,
+    report: Report,
+    took: Duration,
+}
+
+impl Row {
+    fn of(context: &Context, step: &Step, together: bool) -> Self {
+        let started = Instant::now();
+        let mut report = Report { prefix: together.then_some(step.name), ..Report::default() };
+        report.say(&format!("\n━━━ {}: {}", step.name, step.about));
+        let outcome = (step.run)(context, &mut report);
+        match &outcome {
+            Ok(()) => report.say(&format!("━━━ {}: ok, {}", step.name, seconds(started.elapsed()))),
+            Err(e) => report.say(&format!("━━━ {} FAILED: {e}", step.name)),
+        }
+        Self { name: step.name, outcome, report, took: started.elapsed() }
+    }
+}
+
+/// Processor time of a program that has ended but not been waited for, and of all that it waited for: on a shared machine it
+/// says more than the time that went by. Zero where it cannot be read.
+fn cpu_time(child: &Child) -> Duration {
+    let stat = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // proc_pid_stat(5): the second field may hold spaces; the third is the state, 14 to 17 are utime, stime, cutime and
+    // cstime, in ticks of 1/100 s.
+    loop {
+        let stat = stat();
+        let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        match fields[0] {
+            "" | "Z" => {
+                let ticks: u64 = fields.iter().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum();
+                return Duration::from_millis(ticks * 10);
+            }
+            _ => thread::sleep(Duration::from_millis(5)),
+        }
+    }
 }
 
 fn seconds(time: Duration) -> String {
@@ -165,7 +205,7 @@ impl Context {
     /// A new folder that goes when the run ends.
     pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.scratch.path().join(name);
-        std::fs::create_dir_all(&path).map_err(|source| Failure::File { path: path.clone(), source })?;
+        fs::create_dir_all(&path).map_err(|source| Failure::File { path: path.clone(), source })?;
         Ok(path)
     }
 
@@ -216,24 +256,60 @@ impl Tally {
     }
 }
 
-/// Runs a command; what it prints is shown and, where it is about tests, counted. Returns what it printed on standard
-/// output.
-pub(crate) fn run(command: &mut Command, tally: &mut Tally) -> Result<String, Failure> {
-    let shown = shown(command);
-    println!("$ {shown}");
-    let spawn = |source| Failure::Spawn { command: shown.clone(), source };
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(spawn)?;
-    let mut all = String::new();
-    if let Some(out) = child.stdout.take() {
-        for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+/// What a step says and counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Report {
+    /// Before each line, while another step runs at the same time.
+    prefix: Option<&'static str>,
+    tally: Tally,
+    cpu: Duration,
+}
+
+impl Report {
+    /// Prints text.
+    pub(crate) fn say(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        for line in text.split('\n') {
+            let _ = match self.prefix {
+                Some(prefix) => writeln!(out, "{prefix}: {line}"),
+                None => writeln!(out, "{line}"),
+            };
+        }
+        let _ = out.flush();
+    }
+
+    /// Prints lines as they come; returns all of them.
+    fn relay(&self, from: impl Read, mut each: impl FnMut(&str)) -> String {
+        let mut all = String::new();
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line);
-            println!("{line}");
-            tally.add(&line);
+            self.say(&line);
+            each(&line);
             all.push_str(&line);
             all.push('\n');
         }
+        all
     }
-    let _ = std::io::stdout().flush();
+}
+
+/// Runs a command; what it prints is shown and, where it is about tests, counted. Returns what it printed on standard
+/// output.
+pub(crate) fn run(command: &mut Command, report: &mut Report) -> Result<String, Failure> {
+    let shown = shown(command);
+    report.say(&format!("$ {shown}"));
+    let spawn = |source| Failure::Spawn { command: shown.clone(), source };
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    if report.prefix.is_some() {
+        command.stderr(Stdio::piped());
+    }
+    let mut child = command.spawn().map_err(spawn)?;
+    let (out, errors) = (child.stdout.take(), child.stderr.take());
+    let copy = *report;
+    let all = thread::scope(|scope| {
+        scope.spawn(move || errors.map(|errors| copy.relay(errors, |_| ())));
+        out.map_or_else(String::new, |out| copy.relay(out, |line| report.tally.add(line)))
+    });
+    report.cpu += cpu_time(&child);
     let status = child.wait().map_err(spawn)?;
     if !status.success() {
         return Err(Failure::Command { command: shown, status });

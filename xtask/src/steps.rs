@@ -3,108 +3,73 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
-use crate::{Context, Failure, Tally, run};
+use crate::{Context, Failure, Report, run};
 
 /// One step.
 pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    pub(crate) run: fn(&Context, &mut Tally) -> Result<(), Failure>,
+    pub(crate) lane: Lane,
+    pub(crate) run: Run,
+}
+
+/// Steps of a lane run one after another, those of all but the first side by side: compilers, tests and running services wait for
+/// different things, and cargo locks a target folder a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Before all others.
+    First,
+    /// Our own tests.
+    Tests,
+    /// Other people's software against what the first lane built.
+    Others,
+    /// Builds otherwise.
+    Release,
+}
+
+impl Lane {
+    /// Those that run side by side.
+    pub(crate) const TOGETHER: [Self; 3] = [Self::Tests, Self::Others, Self::Release];
 }
 
 /// All of them, in order: what fails fastest and tells most comes first.
+#[rustfmt::skip]
 pub(crate) const STEPS: &[Step] = &[
-    Step { name: "workspace", about: "unit and integration tests of every crate", run: workspace },
-    Step { name: "trapping", about: "enclaves on the emulator with every ENCLU trapping", run: trapping },
-    Step {
-        name: "exclusive",
-        about: "enclaves with the Linux call interception of older kernels",
-        run: exclusive,
-    },
-    Step {
-        name: "conformance",
-        about: "other people's software against ours (tests/conformance)",
-        run: conformance,
-    },
-    Step { name: "gdb", about: "Debian's gdb in an enclave, and what faults report", run: gdb },
-    Step { name: "postgres", about: "replicas of the attestation service on PostgreSQL", run: postgres },
-    Step {
-        name: "quotes",
-        about: "somebody else's verifier (dcap-qvl) against emulated quotes and collateral",
-        run: quotes,
-    },
-    Step {
-        name: "demo",
-        about: "an example attests: refused by default, accepted when the root is named, and given a token",
-        run: demo,
-    },
-    Step {
-        name: "azure",
-        about: "Azure's attestation SDKs against the service, outside and inside an enclave",
-        run: azure,
-    },
-    Step {
-        name: "onnxruntime",
-        about: "ONNX Runtime and our engine on models that scikit-learn trains",
-        run: onnxruntime,
-    },
-    Step { name: "jwe", about: "jwcrypto and enclos model on each other's encrypted files", run: jwe },
-    Step {
-        name: "key-broker",
-        about: "digits through broker, server, proxy and Triton's client; nothing of them in what the operator's side handled",
-        run: key_broker,
-    },
-    Step {
-        name: "inference-page",
-        about: "the verifying proxy's page in headless Chromium: digits drawn, and answered by an enclave",
-        run: inference_page,
-    },
-    Step {
-        name: "tritonclient",
-        about: "Triton's client and curl through the verifying proxy to models in an enclave",
-        run: tritonclient,
-    },
-    Step {
-        name: "inspector",
-        about: "the attestation service's evidence inspector in headless Chromium",
-        run: inspector,
-    },
-    Step {
-        name: "openapi",
-        about: "schemathesis against the attestation service's OpenAPI description",
-        run: openapi,
-    },
-    Step { name: "fuzz", about: "every fuzz target for a few seconds, guided by coverage", run: fuzz },
-    Step {
-        name: "vault",
-        about: "the README's first command, twice: the vault survives a restart",
-        run: vault,
-    },
-    Step {
-        name: "trusted-base",
-        about: "the size of what must be trusted: bytes, lines, other people's crates",
-        run: trusted_base,
-    },
-    Step {
-        name: "containers",
-        about: "skopeo, umoci, runc and buildah read, run and build container images of ours",
-        run: containers,
-    },
-    Step {
-        name: "scaffold",
-        about: "an installed enclos makes, runs and tests a project anywhere",
-        run: scaffold,
-    },
-    Step {
-        name: "reproducible",
-        about: "the same sources in another folder give the same MRENCLAVE and container digest",
-        run: reproducible,
-    },
-    Step { name: "bench", about: "the benchmarks run and say what they should", run: bench },
+    step("build", Lane::First, build, "every crate and its tests, without optimisation"),
+    step("workspace", Lane::Tests, workspace, "unit and integration tests of every crate"),
+    step("trapping", Lane::Tests, trapping, "enclaves on the emulator with every ENCLU trapping"),
+    step("exclusive", Lane::Tests, exclusive, "enclaves with the Linux call interception of older kernels"),
+    step("conformance", Lane::Others, conformance, "other people's software against ours (tests/conformance)"),
+    step("gdb", Lane::Others, gdb, "Debian's gdb in an enclave, and what faults report"),
+    step("postgres", Lane::Tests, postgres, "replicas of the attestation service on PostgreSQL"),
+    step("quotes", Lane::Others, quotes, "somebody else's verifier (dcap-qvl) against emulated quotes and collateral"),
+    step("demo", Lane::Others, demo, "an example attests: refused by default, accepted when the root is named, and given a token"),
+    step("azure", Lane::Others, azure, "Azure's attestation SDKs against the service, outside and inside an enclave"),
+    step("onnxruntime", Lane::Others, onnxruntime, "ONNX Runtime and our engine on models that scikit-learn trains"),
+    step("jwe", Lane::Others, jwe, "jwcrypto and enclos model on each other's encrypted files"),
+    step("key-broker", Lane::Others, key_broker, "digits through broker, server, proxy and Triton's client; nothing of them in what the operator's side handled"),
+    step("inference-page", Lane::Others, inference_page, "the verifying proxy's page in headless Chromium: digits drawn, and answered by an enclave"),
+    step("tritonclient", Lane::Others, tritonclient, "Triton's client and curl through the verifying proxy to models in an enclave"),
+    step("inspector", Lane::Others, inspector, "the attestation service's evidence inspector in headless Chromium"),
+    step("openapi", Lane::Others, openapi, "schemathesis against the attestation service's OpenAPI description"),
+    step("fuzz", Lane::Release, fuzz, "every fuzz target for a few seconds, guided by coverage"),
+    step("vault", Lane::Release, vault, "the README's first command, twice: the vault survives a restart"),
+    step("trusted-base", Lane::Release, trusted_base, "the size of what must be trusted: bytes, lines, other people's crates"),
+    step("containers", Lane::Release, containers, "skopeo, umoci, runc and buildah read, run and build container images of ours"),
+    step("scaffold", Lane::Release, scaffold, "an installed enclos makes, runs and tests a project anywhere"),
+    step("reproducible", Lane::Release, reproducible, "the same sources in another folder give the same MRENCLAVE and container digest"),
+    step("bench", Lane::Release, bench, "the benchmarks run and say what they should"),
 ];
+
+type Run = fn(&Context, &mut Report) -> Result<(), Failure>;
+
+const fn step(name: &'static str, lane: Lane, run: Run, about: &'static str) -> Step {
+    Step { name, about, lane, run }
+}
 
 /// What every debug build of a run chooses. Cargo gives dependencies the features that all chosen packages want together, so
 /// another choice would build most of them again.
@@ -119,22 +84,28 @@ fn suite(c: &Context, script: &str) -> Command {
     command
 }
 
-fn workspace(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    run(c.cargo(&c.root).arg("test").args(EVERYTHING).arg("--no-fail-fast"), tally).map(drop)
+fn build(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    run(c.cargo(&c.root).arg("test").args(EVERYTHING).arg("--no-run"), report)?;
+    // Programs that no test starts.
+    run(c.cargo(&c.root).arg("build").args(EVERYTHING), report).map(drop)
+}
+
+fn workspace(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    run(c.cargo(&c.root).arg("test").args(EVERYTHING).arg("--no-fail-fast"), report).map(drop)
 }
 
 /// Packages whose integration tests start enclaves.
 const STARTS_ENCLAVES: [&str; 4] = ["enclos-platform", "enclos-host", "enclos-programs", "vault-host"];
 
-fn trapping(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    with_enclaves(c, "ENCLOS_EMULATOR", "trapping", tally)
+fn trapping(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    with_enclaves(c, "ENCLOS_EMULATOR", "trapping", report)
 }
 
-fn exclusive(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    with_enclaves(c, "ENCLOS_EMULATOR_DISPATCH", "exclusive", tally)
+fn exclusive(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    with_enclaves(c, "ENCLOS_EMULATOR_DISPATCH", "exclusive", report)
 }
 
-fn with_enclaves(c: &Context, variable: &str, value: &str, tally: &mut Tally) -> Result<(), Failure> {
+fn with_enclaves(c: &Context, variable: &str, value: &str, report: &mut Report) -> Result<(), Failure> {
     let mut metadata = c.cargo(&c.root);
     metadata.args(["metadata", "--no-deps", "--format-version", "1"]);
     let output =
@@ -153,13 +124,13 @@ fn with_enclaves(c: &Context, variable: &str, value: &str, tally: &mut Tally) ->
             }
         }
     }
-    run(&mut command, tally).map(drop)
+    run(&mut command, report).map(drop)
 }
 
-fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn conformance(c: &Context, report: &mut Report) -> Result<(), Failure> {
     // sgxs-tools and report-test build against OpenSSL, aesm-client with protoc.
     let programs = [("pkg-config", "pkg-config"), ("protoc", "protobuf-compiler")];
-    install(&[("openssl/ssl.h", "libssl-dev")], &programs, tally)?;
+    install(&[("openssl/ssl.h", "libssl-dev")], &programs, report)?;
     let folder = c.root.join("tests/conformance");
     let mut workspaces = vec![folder.clone()];
     let entries = fs::read_dir(&folder).map_err(|source| Failure::File { path: folder.clone(), source })?;
@@ -173,66 +144,65 @@ fn conformance(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
         return Err(Failure::Wrong(format!("{} holds no workspace", folder.display())));
     }
     for workspace in workspaces {
-        run(c.cargo(&workspace).args(["test", "--workspace", "--no-fail-fast"]), tally)?;
+        run(c.cargo(&workspace).args(["test", "--workspace", "--no-fail-fast"]), report)?;
     }
     Ok(())
 }
 
-fn gdb(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[("gdb", "gdb")], tally)?;
-    run(&mut suite(c, "gdb/run.sh"), tally).map(drop)
+fn gdb(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[("gdb", "gdb")], report)?;
+    run(&mut suite(c, "gdb/run.sh"), report).map(drop)
 }
 
-fn postgres(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn postgres(c: &Context, report: &mut Report) -> Result<(), Failure> {
     // Debian keeps the server's programs out of PATH, a folder a version.
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let has_server = versions.map(|v| v.path().join("bin/initdb")).any(|program| program.is_file());
     if !has_server {
-        install(&[], &[("", "postgresql")], tally)?;
+        install(&[], &[("", "postgresql")], report)?;
     }
     let mut tests = c.cargo(&c.root);
     tests.arg("test").args(EVERYTHING).args(["--test", "postgres", "--", "--include-ignored"]);
-    run(&mut tests, tally).map(drop)
+    run(&mut tests, report).map(drop)
 }
 
-fn quotes(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[venv()], tally)?;
-    run(&mut suite(c, "dcap-qvl/run.sh"), tally).map(drop)
+fn quotes(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[venv()], report)?;
+    run(&mut suite(c, "dcap-qvl/run.sh"), report).map(drop)
 }
 
-fn onnxruntime(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[venv()], tally)?;
-    run(&mut suite(c, "onnxruntime/run.sh"), tally).map(drop)
+fn onnxruntime(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[venv()], report)?;
+    run(&mut suite(c, "onnxruntime/run.sh"), report).map(drop)
 }
 
-fn jwe(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[venv()], tally)?;
-    run(&mut suite(c, "jwe/run.sh"), tally).map(drop)
+fn jwe(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[venv()], report)?;
+    run(&mut suite(c, "jwe/run.sh"), report).map(drop)
 }
 
-fn key_broker(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[("strace", "strace"), venv()], tally)?;
-    let said = run(&mut suite(c, "inference/demo.sh"), tally)?;
-    for expected in ["released", "refused", "tritonclient", "the host's memory", "strace", "All of it holds"]
-    {
+fn key_broker(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[("strace", "strace"), venv()], report)?;
+    let said = run(&mut suite(c, "inference/demo.sh"), report)?;
+    for expected in ["released", "refused", "tritonclient", "the host's memory", "strace", "All of it holds"] {
         expect(&said, expected)?;
     }
     Ok(())
 }
 
-fn inference_page(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium"), venv()], tally)?;
-    run(&mut suite(c, "inference/page.sh"), tally).map(drop)
+fn inference_page(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium"), venv()], report)?;
+    run(&mut suite(c, "inference/page.sh"), report).map(drop)
 }
 
-fn tritonclient(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[("curl", "curl"), venv()], tally)?;
-    run(&mut suite(c, "tritonclient/run.sh"), tally).map(drop)
+fn tritonclient(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[("curl", "curl"), venv()], report)?;
+    run(&mut suite(c, "tritonclient/run.sh"), report).map(drop)
 }
 
-fn demo(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], tally)?;
-    let said = run(&mut suite(c, "azure-attestation/demo.sh"), tally)?;
+fn demo(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], report)?;
+    let said = run(&mut suite(c, "azure-attestation/demo.sh"), report)?;
     for expected in [
         "REFUSED: its root",
         "ACCEPTED, but emulated",
@@ -247,13 +217,13 @@ fn demo(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     Ok(())
 }
 
-fn azure(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    if !has_quotes(c) {
+fn azure(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    if !has_quotes(c, report) {
         return Ok(());
     }
-    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], tally)?;
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), venv()], report)?;
     for arguments in [&[][..], &["--enclave"]] {
-        run(suite(c, "azure-attestation/run.sh").args(arguments), tally)?;
+        run(suite(c, "azure-attestation/run.sh").args(arguments), report)?;
     }
     Ok(())
 }
@@ -268,35 +238,41 @@ fn venv() -> (&'static str, &'static str) {
 }
 
 /// Whether the recorded quotes are there; says so when they are not.
-fn has_quotes(c: &Context) -> bool {
+fn has_quotes(c: &Context, report: &Report) -> bool {
     let quotes = std::env::var_os("ENCLOS_QUOTES").map_or(c.root.join("../shared/quotes"), PathBuf::from);
     if !quotes.is_dir() {
-        println!("skipped: there are no recorded quotes at {} (set ENCLOS_QUOTES)", quotes.display());
+        report.say(&format!(
+            "skipped: there are no recorded quotes at {} (set ENCLOS_QUOTES)",
+            quotes.display()
+        ));
     }
     quotes.is_dir()
 }
 
-fn inspector(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    if !has_quotes(c) {
+fn inspector(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    if !has_quotes(c, report) {
         return Ok(());
     }
-    install(&[], &[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")], tally)?;
-    run(&mut suite(c, "inspector/run.sh"), tally).map(drop)
+    install(&[], &[("node", "nodejs"), ("npm", "npm"), ("chromium", "chromium")], report)?;
+    run(&mut suite(c, "inspector/run.sh"), report).map(drop)
 }
 
-fn openapi(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
-    install(&[], &[venv()], tally)?;
-    run(&mut suite(c, "openapi/run.sh"), tally).map(drop)
+fn openapi(c: &Context, report: &mut Report) -> Result<(), Failure> {
+    install(&[], &[venv()], report)?;
+    run(&mut suite(c, "openapi/run.sh"), report).map(drop)
 }
 
-fn fuzz(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn fuzz(c: &Context, report: &mut Report) -> Result<(), Failure> {
     // libFuzzer is C++.
-    install(&[], &[("c++", "g++")], tally)?;
-    run(Command::new("bash").arg(c.root.join("fuzz/run.sh")).current_dir(&c.root), tally).map(drop)
+    install(&[], &[("c++", "g++")], report)?;
+    run(Command::new("bash").arg(c.root.join("fuzz/run.sh")).current_dir(&c.root), report).map(drop)
 }
 
 /// Installs Debian packages for headers and programs that are missing.
-fn install(headers: &[(&str, &str)], programs: &[(&str, &str)], tally: &mut Tally) -> Result<(), Failure> {
+fn install(headers: &[(&str, &str)], programs: &[(&str, &str)], report: &mut Report) -> Result<(), Failure> {
+    // One package manager at a time.
+    static APT: Mutex<()> = Mutex::new(());
+    let _apt = APT.lock().unwrap_or_else(PoisonError::into_inner);
     let include = ["/usr/include", "/usr/local/include", "/usr/include/x86_64-linux-gnu"];
     let has_header = |h: &str| include.iter().any(|i| Path::new(i).join(h).exists());
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -310,7 +286,7 @@ fn install(headers: &[(&str, &str)], programs: &[(&str, &str)], tally: &mut Tall
     if missing.is_empty() {
         return Ok(());
     }
-    println!("installing {} (apt)", missing.join(", "));
+    report.say(&format!("installing {} (apt)", missing.join(", ")));
     let am_root = fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
     let apt = |args: &[&str]| {
         let mut command = Command::new(if am_root { "apt-get" } else { "sudo" });
@@ -320,21 +296,21 @@ fn install(headers: &[(&str, &str)], programs: &[(&str, &str)], tally: &mut Tall
         command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(args);
         command
     };
-    let installed = run(&mut apt(&["update"]), tally)
-        .and_then(|_| run(apt(&["install", "--no-install-recommends"]).args(&missing), tally));
+    let installed = run(&mut apt(&["update"]), report)
+        .and_then(|_| run(apt(&["install", "--no-install-recommends"]).args(&missing), report));
     installed.map(drop).map_err(|e| {
         Failure::Wrong(format!("{e}; install {} yourself and run this again", missing.join(" and ")))
     })
 }
 
-fn vault(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn vault(c: &Context, report: &mut Report) -> Result<(), Failure> {
     let store = c.folder("vault")?.join("vault.sealed");
     let mut demo = || {
         let mut command = c.cargo(&c.root);
         command
             .args(["run", "--release", "--quiet", "--", "run", "examples/vault", "--", "--store"])
             .arg(&store);
-        run(&mut command, tally)
+        run(&mut command, report)
     };
     let first = demo()?;
     expect(&first, "The vault is new.")?;
@@ -343,28 +319,28 @@ fn vault(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
     expect(&second, "of an earlier run")
 }
 
-fn trusted_base(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn trusted_base(c: &Context, report: &mut Report) -> Result<(), Failure> {
     let mut inspect = c.cargo(&c.root);
     inspect.args(["run", "--release", "--quiet", "--"]);
     // Nothing is built twice: the step before built it.
-    let built = run(inspect.args(["build", "--json", "examples/vault"]), tally)?;
+    let built = run(inspect.args(["build", "--json", "examples/vault"]), report)?;
     let mut inspect = c.cargo(&c.root);
     inspect.args(["run", "--release", "--quiet", "--", "inspect", "--json"]).arg(field(&built, "image")?);
-    let said: Value = serde_json::from_str(&run(&mut inspect, tally)?)
+    let said: Value = serde_json::from_str(&run(&mut inspect, report)?)
         .map_err(|e| Failure::Wrong(format!("`enclos inspect --json` says no JSON: {e}")))?;
     let bytes = |name: &str| {
         let value = said["trusted_base"][name].as_u64().filter(|v| *v != 0);
         value.ok_or_else(|| Failure::Wrong(format!("`enclos inspect --json` says no {name}")))
     };
     let (runtime, code) = (bytes("runtime")?, bytes("runtime_code")?);
-    println!("\nTrusted base of every image:");
-    println!("  runtime          {runtime} bytes of pages, of which {code} executable");
+    report.say("\nTrusted base of every image:");
+    report.say(&format!("  runtime          {runtime} bytes of pages, of which {code} executable"));
     for (what, folder) in [
         ("runtime", "trusted/runtime/src"),
         ("enclave library", "trusted/enclave/src"),
         ("interface", "interface/src"),
     ] {
-        println!("  {what:16} {} lines of Rust ({folder})", lines_of_rust(&c.root.join(folder))?);
+        report.say(&format!("  {what:16} {} lines of Rust ({folder})", lines_of_rust(&c.root.join(folder))?));
     }
     for package in ["enclos-runtime", "enclos-enclave"] {
         let mut tree = c.cargo(&c.root);
@@ -380,7 +356,7 @@ fn trusted_base(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
         if crates.is_empty() {
             return Err(Failure::Wrong(format!("cargo tree lists no crates of {package}")));
         }
-        println!("  {package:16} {} crates of others: {}", crates.len(), crates.join(", "));
+        report.say(&format!("  {package:16} {} crates of others: {}", crates.len(), crates.join(", ")));
     }
     Ok(())
 }
@@ -405,26 +381,26 @@ fn lines_of_rust(folder: &Path) -> Result<usize, Failure> {
     }
 }
 
-fn containers(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn containers(c: &Context, report: &mut Report) -> Result<(), Failure> {
     install(
         &[],
         &[("skopeo", "skopeo"), ("umoci", "umoci"), ("runc", "runc"), ("buildah", "buildah")],
-        tally,
+        report,
     )?;
-    run(&mut suite(c, "containers/run.sh"), tally).map(drop)
+    run(&mut suite(c, "containers/run.sh"), report).map(drop)
 }
 
-fn scaffold(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn scaffold(c: &Context, report: &mut Report) -> Result<(), Failure> {
     let root = c.folder("installed")?;
     run(
         c.cargo(&c.root).args(["install", "--quiet", "--locked", "--path", "cli", "--root"]).arg(&root),
-        tally,
+        report,
     )?;
     let enclos = root.join("bin/enclos");
     let mut identities = Vec::new();
     for folder in ["here", "some where/else"] {
         let folder = c.folder(folder)?;
-        run(Command::new(&enclos).current_dir(&folder).args(["new", "demo"]), tally)?;
+        run(Command::new(&enclos).current_dir(&folder).args(["new", "demo"]), report)?;
         let demo = folder.join("demo");
         // Projects of users have a target folder of their own.
         let command = || {
@@ -432,24 +408,24 @@ fn scaffold(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
             command.current_dir(&demo).env_remove("CARGO_TARGET_DIR");
             command
         };
-        let built = run(command().args(["build", "--json"]), tally)?;
+        let built = run(command().args(["build", "--json"]), report)?;
         identities.push(field(&built, "mrenclave")?);
         if identities.len() == 1 {
-            let said = run(command().args(["run", "--", "Ada"]), tally)?;
+            let said = run(command().args(["run", "--", "Ada"]), report)?;
             expect(&said, ", Ada, from inside the enclave")?;
-            run(command().args(["inspect"]), tally)?;
+            run(command().args(["inspect"]), report)?;
             // What is not in the default build says how to get it.
             for (name, feature) in [("attestation-service", "attestation-service"), ("infer", "inference")] {
-                let said = run(command().args([name, "--help"]), tally)?;
+                let said = run(command().args([name, "--help"]), report)?;
                 expect(&said, &format!("cargo install --path cli --features {feature}"))?;
             }
-            run(c.cargo(&demo).env_remove("CARGO_TARGET_DIR").arg("test"), tally)?;
+            run(c.cargo(&demo).env_remove("CARGO_TARGET_DIR").arg("test"), report)?;
         }
     }
-    same(&identities)
+    same(&identities, report)
 }
 
-fn reproducible(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn reproducible(c: &Context, report: &mut Report) -> Result<(), Failure> {
     let copy = c.folder("another folder")?;
     copy_sources(c, &copy)?;
     let mut identities = Vec::new();
@@ -459,19 +435,19 @@ fn reproducible(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
             .args(["run", "--release", "--quiet", "--", "build", "--json"])
             .arg(root.join("examples/vault"));
         // Another day, too.
-        let built = run(command.env("SOURCE_DATE_EPOCH", format!("{}", 86_400 * identities.len())), tally)?;
+        let built = run(command.env("SOURCE_DATE_EPOCH", format!("{}", 86_400 * identities.len())), report)?;
         identities.push(field(&built, "mrenclave")?);
     }
-    same(&identities)?;
+    same(&identities, report)?;
     // The day stands in the signature, and so in the digest.
     let mut digests = Vec::new();
     for root in [&c.root, &copy] {
         let mut command = c.cargo(&c.root);
         command.args(["run", "--release", "--quiet", "--", "image", "--json", "--output"]);
         command.arg(c.folder("digests")?.join("vault.tar")).arg(root.join("examples/vault"));
-        digests.push(field(&run(command.env("SOURCE_DATE_EPOCH", "0"), tally)?, "digest")?);
+        digests.push(field(&run(command.env("SOURCE_DATE_EPOCH", "0"), report)?, "digest")?);
     }
-    same(&digests)
+    same(&digests, report)
 }
 
 /// The files that are, or could be, committed.
@@ -493,10 +469,10 @@ fn copy_sources(c: &Context, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn bench(c: &Context, tally: &mut Tally) -> Result<(), Failure> {
+fn bench(c: &Context, report: &mut Report) -> Result<(), Failure> {
     let mut command = c.cargo(&c.root);
     command.args(["run", "--release", "--quiet", "--", "bench", "--json", "--samples", "5"]);
-    let said = run(&mut command, tally)?;
+    let said = run(&mut command, report)?;
     let figures: Vec<Value> = said.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     if figures.len() < 10 {
         return Err(Failure::Wrong(format!("10 figures expected, {} came", figures.len())));
@@ -527,8 +503,8 @@ fn field(output: &str, name: &str) -> Result<String, Failure> {
     text.map(str::to_owned).ok_or_else(|| Failure::Wrong(format!("no {name} in {last:?}")))
 }
 
-fn same(identities: &[String]) -> Result<(), Failure> {
-    println!("{}", identities.join(", "));
+fn same(identities: &[String], report: &Report) -> Result<(), Failure> {
+    report.say(&identities.join(", "));
     match identities {
         [first, rest @ ..] if rest.iter().all(|r| r == first) => Ok(()),
         _ => Err(Failure::Wrong(format!("different measurements: {}", identities.join(", ")))),
