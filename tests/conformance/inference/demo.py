@@ -22,7 +22,6 @@ import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -139,20 +138,14 @@ class Secrets:
             if len(set(piece)) >= distinct and len(set(piece[:8])) >= 4:
                 self.pieces.setdefault(piece, kind)
 
-    def add_text(self, kind, text):
-        self.pieces.setdefault(text.encode()[:PIECE].ljust(PIECE, b"\0")[: len(text)], kind)
-
     def kinds(self):
         return sorted(set(self.pieces.values()))
 
     def prepare(self):
         """Places are found by the first eight bytes of a piece; a table of their hashes sorts out most at once."""
-        self.by_start = {}
-        for piece in self.pieces:
-            self.by_start.setdefault(struct.unpack_from("<Q", piece)[0], []).append(piece)
-        self.starts = numpy.sort(numpy.fromiter(self.by_start, dtype="<u8"))
+        starts = {piece[:8] for piece in self.pieces}
         self.table = numpy.zeros(1 << 22, dtype=bool)
-        self.table[self._hash(self.starts)] = True
+        self.table[self._hash(numpy.frombuffer(b"".join(starts), dtype="<u8"))] = True
 
     @staticmethod
     def _hash(words):
@@ -168,9 +161,9 @@ class Secrets:
             words = numpy.frombuffer(data, dtype="<u8", count=count, offset=shift)
             for index in numpy.flatnonzero(self.table[self._hash(words)]):
                 at = shift + 8 * int(index)
-                for piece in self.by_start.get(int(words[index]), ()):
-                    if data[at : at + len(piece)] == piece:
-                        found.add(piece)
+                piece = bytes(data[at : at + PIECE])
+                if piece in self.pieces:
+                    found.add(piece)
         counts = {}
         for piece in found:
             counts[self.pieces[piece]] = counts.get(self.pieces[piece], 0) + 1
@@ -236,6 +229,7 @@ def classify(client, x, binary):
     return labels, probabilities, answer.get_response()
 
 
+# As long as a piece.
 REQUEST_ID = f"patient-{os.urandom(12).hex()}"
 
 
@@ -312,7 +306,7 @@ def demo():
     for kind, text in texts.items():
         for data in re.findall(rb'"data":\s*\[([^\]]{2000,})\]', text):
             secrets.add(kind, data, 6)
-    secrets.add_text("request and response, id", REQUEST_ID)
+    secrets.add("request and response, id", REQUEST_ID.encode(), 6)
     secrets.prepare()
     print({kind: sum(k == kind for k in secrets.pieces.values()) for kind in secrets.kinds()}, "pieces")
     looks, done = [], threading.Event()
