@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     let (only, list) = match Cli::parse().task {
         Task::Test { only, list } => (only, list),
         Task::Demo { what: Demo::Evidence } => (vec!["demo".to_owned()], false),
-        Task::Demo { what: Demo::Inference } => (vec!["key-broker".to_owned()], false),
+        Task::Demo { what: Demo::Inference } => (vec!["inference-demo".to_owned()], false),
     };
     if list {
         for step in STEPS {
@@ -85,8 +85,11 @@ fn main() -> ExitCode {
 
 fn test(context: &Context, only: &[String]) -> ExitCode {
     let started = Instant::now();
-    let chosen: Vec<_> =
-        STEPS.iter().filter(|s| only.is_empty() || only.iter().any(|o| o == s.name)).collect();
+    let is_chosen = |step: &&Step| match only {
+        [] => step.lane != Lane::Asked,
+        names => names.iter().any(|name| name == step.name),
+    };
+    let chosen: Vec<_> = STEPS.iter().filter(is_chosen).collect();
     let lane = |lane| chosen.iter().copied().filter(|s| s.lane == lane).collect::<Vec<_>>();
     let mut rows: Vec<_> = lane(Lane::First).into_iter().map(|s| Row::of(context, s, false)).collect();
     let lanes: Vec<_> = Lane::TOGETHER.into_iter().map(lane).filter(|l| !l.is_empty()).collect();
