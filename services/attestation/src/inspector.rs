@@ -455,7 +455,7 @@ fn no_snp_collateral() -> SnpCollateral {
 }
 
 /// Collateral without anything in it: with it only what a quote says by itself is found.
-fn no_collateral() -> Collateral {
+pub(crate) fn no_collateral() -> Collateral {
     Collateral {
         pck_crl_issuer_chain: String::new(),
         root_ca_crl: Vec::new(),

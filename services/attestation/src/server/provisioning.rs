@@ -8,13 +8,14 @@ use std::{
 };
 
 use enclos_pccs::{Options, ProvisioningService};
-use enclos_verifier::{Collateral, CollateralKey, Quote, Roots, Time, Verifier};
+use enclos_verifier::{CollateralKey, Quote, Roots, Time, Verifier};
 use serde::Deserialize;
 
 use super::SharedEngine;
 use crate::{
     config::{Config, ConfigError, Pccs},
     engine::{CollateralDocument, Refused},
+    inspector::no_collateral,
     jws::decode_base64,
 };
 
@@ -72,7 +73,8 @@ impl Provisioning {
         let quote = Quote::parse(&evidence).map_err(|error| error.to_string())?;
         let key = CollateralKey::of(&quote).map_err(|error| error.to_string())?;
         // Platforms that nobody vouches for are not worth a question: anybody can make up a certificate.
-        let appraisal = self.verifier.verify_quote(&evidence, &self.verifier.trust(&nothing()), self.time());
+        let appraisal =
+            self.verifier.verify_quote(&evidence, &self.verifier.trust(&no_collateral()), self.time());
         if !appraisal.root_of_trust.is_some_and(|root| root.is_trusted()) {
             return Err("its root is not trusted, so none is fetched".into());
         }
@@ -144,20 +146,4 @@ fn remember<T>(known: &mut HashMap<CollateralKey, T>, key: CollateralKey, value:
         known.clear();
     }
     known.insert(key, value);
-}
-
-/// Collateral without anything in it, by which only the certificates in a quote are judged.
-fn nothing() -> Collateral {
-    Collateral {
-        pck_crl_issuer_chain: String::new(),
-        root_ca_crl: Vec::new(),
-        pck_crl: Vec::new(),
-        tcb_info_issuer_chain: String::new(),
-        tcb_info: String::new(),
-        tcb_info_signature: Vec::new(),
-        qe_identity_issuer_chain: String::new(),
-        qe_identity: String::new(),
-        qe_identity_signature: Vec::new(),
-        pck_certificate_chain: None,
-    }
 }
