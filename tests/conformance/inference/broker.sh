@@ -37,7 +37,8 @@ start() {
 }
 
 echo "== The enclave, and a policy that names it"
-"$enclos" inference --only-build --write-policy "$run/client" --json > "$run/image.json"
+# Of the sources here, as the other suites have it: what the command carries is the same, and would be built once more.
+"$enclos" inference --only-build --enclave "$root/services/inference/enclave" --write-policy "$run/client" --json > "$run/image.json"
 image=$(sed 's/.*"image":"\([^"]*\)".*/\1/' "$run/image.json")
 # A policy for hardware: the same measurement, no emulated root.
 grep -v '^emulated_roots' "$run/client/policy.toml" > "$run/hardware.toml"
