@@ -51,9 +51,14 @@ fn echo(platform: &Arc<Platform>, connections: usize) -> u16 {
 }
 
 fn connect(folder: &Path, port: u16, more: &[&str], input: &[u8]) -> Output {
+    connect_with(&["--collateral", "collateral.json"], folder, port, more, input)
+}
+
+fn connect_with(collateral: &[&str], folder: &Path, port: u16, more: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_enclos"))
         .current_dir(folder)
-        .args(["connect", &format!("127.0.0.1:{port}"), "--collateral", "collateral.json"])
+        .args(["connect", &format!("127.0.0.1:{port}")])
+        .args(collateral)
         .args(more)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -109,6 +114,37 @@ fn judges_says_why_and_relays() {
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.contains("EMULATED") && said.contains("TLSv1_3"), "{said}");
     assert!(output.stdout == input, "{} bytes came back", output.stdout.len());
+}
+
+#[cfg(feature = "pccs")]
+#[test]
+fn collateral_comes_from_a_provisioning_service() {
+    let platform = Platform::new();
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path();
+    let root = platform.quoting.root_key_id();
+    fs::write(here.join("strict.toml"), "any_identity = true\n").unwrap();
+    fs::write(here.join("told.toml"), format!("any_identity = true\nemulated_roots = [\"{root}\"]\n"))
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/sgx/certification/v4/", listener.local_addr().unwrap());
+    let quoting = platform.quoting.clone();
+    thread::spawn(move || enclos_quoting::serve_pccs(listener, quoting, std::future::pending()));
+    let port = echo(&platform, 3);
+    let pccs = ["--pccs", &url, "--pccs-cache", "kept"];
+    let output = connect_with(&pccs, here, port, &["--policy", "strict.toml"], b"secret");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("REFUSED") && output.stdout.is_empty(), "{said}");
+    // The second time from what is kept.
+    for _ in 0..2 {
+        let output = connect_with(&pccs, here, port, &["--policy", "told.toml"], b"secret");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(said.contains("EMULATED"), "{said}");
+        assert_eq!(output.stdout, b"secret");
+    }
+    assert_eq!(fs::read_dir(here.join("kept")).unwrap().count(), 1);
 }
 
 #[test]

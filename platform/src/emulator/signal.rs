@@ -349,7 +349,7 @@ pub(super) unsafe extern "C" fn handle(
             // SAFETY: the arguments are the kernel's own.
             return unsafe { chain(signal, info, uc) };
         }
-        if signal == libc::SIGILL && enclu_at(rip) {
+        if is_enclu(signal, code, frame) {
             return enclu_outside(signal, info, frame, context, bases);
         }
         if signal == libc::SIGSYS && code == SYS_USER_DISPATCH {
@@ -365,7 +365,7 @@ pub(super) unsafe extern "C" fn handle(
     if is_interruption {
         return;
     }
-    if signal == libc::SIGILL && enclu_at(rip) {
+    if is_enclu(signal, code, frame) {
         // The first ENCLU of a thread that did not come through this crate: give it a context and let it try again.
         if super::adopt::on_return(frame) {
             return;
@@ -484,6 +484,21 @@ fn in_emulator(rip: u64) -> bool {
 /// Is the thread in the middle of loading the enclave's registers?
 fn resuming(rip: u64) -> bool {
     (&raw const asm::enclos_emu_resume as u64..&raw const asm::enclos_emu_resume_end as u64).contains(&rip)
+}
+
+/// Is it an ENCLU that the processor underneath refused? One without SGX does so by #UD; one that has it, even if its firmware or
+/// hypervisor grants none of it, by #GP(0), and by #PF at the TCS that EENTER and ERESUME name (SDM vol. 3D, 37.1, ENCLU).
+fn is_enclu(signal: c_int, code: c_int, frame: &ucontext_t) -> bool {
+    let [rip, vector, error] =
+        [libc::REG_RIP, libc::REG_TRAPNO, libc::REG_ERR].map(|r| frame.uc_mcontext.gregs[r as usize] as u64);
+    /// Of page faults: the instruction could not be fetched, and cannot be read.
+    const FETCH: u64 = 1 << 4;
+    let refused = match signal {
+        libc::SIGILL => true,
+        libc::SIGSEGV | libc::SIGBUS => vector == VECTOR_GP || vector == VECTOR_PF && error & FETCH == 0,
+        _ => false,
+    };
+    code > 0 && refused && thread::canonical(rip) && enclu_at(rip)
 }
 
 /// Is there an ENCLU instruction at an address that was just executed?
@@ -605,6 +620,7 @@ impl Inside<'_> {
                 self.exception(VECTOR_UD, 0, 0);
             }
             libc::SIGILL if kernel_made => self.illegal(),
+            _ if is_enclu(self.signal, self.code, self.frame) => self.illegal(),
             libc::SIGSEGV | libc::SIGBUS if kernel_made => {
                 let address = self.greg(libc::REG_CR2);
                 // SAFETY: the state is this thread's.
@@ -723,8 +739,14 @@ impl Inside<'_> {
     /// After an exit by an exception: what the host learns of it.
     fn report(&mut self, aep: u64, Exception { vector, code, address }: Exception) {
         if aep != asm::enclos_emu_aep as *const () as u64 {
+            // What the kernel makes of the exception, whatever brought it here.
+            let signal = match (vector, self.signal) {
+                (VECTOR_UD, _) => libc::SIGILL,
+                (VECTOR_GP | VECTOR_PF, libc::SIGILL | libc::SIGSYS) => libc::SIGSEGV,
+                (_, signal) => signal,
+            };
             // SAFETY: the kernel's arguments, with the registers that hardware would show.
-            return unsafe { chain(self.signal, self.info, self.frame) };
+            return unsafe { chain(signal, self.info, self.frame) };
         }
         *self.greg_mut(libc::REG_RIP) = asm::enclos_emu_exception as *const () as i64;
         *self.greg_mut(libc::REG_RDI) = vector as i64;
@@ -906,4 +928,40 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, uc: *mut ucontext_t) {
 
 fn default_is_ignore(signal: c_int) -> bool {
     matches!(signal, libc::SIGCHLD | libc::SIGURG | libc::SIGWINCH | libc::SIGCONT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Processors differ in how they refuse ENCLU; tests run on one of them.
+    #[test]
+    fn enclu_is_seen_however_the_processor_refuses_it() {
+        static CODE: [u8; 6] = [0x0f, 0x01, 0xd7, 0x0f, 0x01, 0xd0];
+        const SI_KERNEL: c_int = 0x80;
+        const UNMAPPED: u64 = 0x10;
+        let [enclu, other] = [0, 3].map(|at| &raw const CODE[at] as u64);
+        let seen = |signal, code, rip: u64, vector: u64, error: u64| {
+            // SAFETY: integers and null pointers.
+            let mut frame: ucontext_t = unsafe { core::mem::zeroed() };
+            let gregs = &mut frame.uc_mcontext.gregs;
+            gregs[libc::REG_RIP as usize] = rip as i64;
+            gregs[libc::REG_TRAPNO as usize] = vector as i64;
+            gregs[libc::REG_ERR as usize] = error as i64;
+            is_enclu(signal, code, &frame)
+        };
+        for (signal, vector, error) in [
+            (libc::SIGILL, VECTOR_UD, 0),
+            (libc::SIGSEGV, VECTOR_GP, 0),
+            (libc::SIGSEGV, VECTOR_PF, 0x8007),
+            (libc::SIGBUS, VECTOR_PF, 7),
+        ] {
+            assert!(seen(signal, SI_KERNEL, enclu, vector, error), "{signal} {vector}");
+            assert!(!seen(signal, SI_KERNEL, other, vector, error), "another instruction");
+            assert!(!seen(signal, SI_QUEUE, enclu, vector, error), "a signal that somebody sent");
+        }
+        assert!(!seen(libc::SIGSEGV, SI_KERNEL, UNMAPPED, VECTOR_PF, 0x14), "nothing can be read there");
+        assert!(!seen(libc::SIGSEGV, SI_KERNEL, 1 << 63, VECTOR_GP, 0), "nor there");
+        assert!(!seen(libc::SIGFPE, SI_KERNEL, enclu, 0, 0));
+    }
 }

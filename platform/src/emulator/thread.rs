@@ -303,13 +303,14 @@ impl EnclaveThreads {
                 if libc::mprotect(page, PAGE as usize, libc::PROT_READ | libc::PROT_WRITE) != 0 {
                     continue;
                 }
-                // EACCEPT comes in loops over many pages, so it has a way of its own, and comes back. It is told by the
-                // instruction before, `mov eax, 5`; who gives hints says that there is a stack then.
+                // Leaves that come back are called. They are told by the instruction before, `mov eax, leaf`; who gives
+                // hints says that there is a stack then. EACCEPT comes in loops over many pages, so the gate has a way
+                // of its own for it; the others trap there.
                 let before = (site as *const u8).byte_sub(5);
-                let is_eaccept = offset % PAGE >= 5
-                    && core::slice::from_raw_parts(before, 5) == [0xb8, EACCEPT as u8, 0, 0, 0];
+                let comes_back = offset % PAGE >= 5
+                    && matches!(core::slice::from_raw_parts(before, 5), [0xb8, leaf, 0, 0, 0] if COME_BACK.contains(leaf));
                 let (opcode, distance) =
-                    if is_eaccept { (0xe8, distance + asm::GATE_LEAF as i32) } else { (0xe9, distance) };
+                    if comes_back { (0xe8, distance + asm::GATE_LEAF as i32) } else { (0xe9, distance) };
                 let mut jump = [opcode, 0, 0, 0, 0];
                 jump[1..].copy_from_slice(&distance.to_le_bytes());
                 core::ptr::copy_nonoverlapping(jump.as_ptr(), site as *mut u8, 5);
@@ -586,8 +587,8 @@ pub(super) unsafe extern "C" fn accept(state: *const TcsState, secinfo: u64, pag
     }
 }
 
-/// ENCLU leaf 5.
-const EACCEPT: u32 = 5;
+/// ENCLU leaves after which the enclave goes on: EREPORT, EGETKEY, EACCEPT, EMODPE, EACCEPTCOPY.
+const COME_BACK: [u8; 5] = [0, 1, 5, 6, 7];
 
 pub(super) const VECTOR_UD: u64 = 6;
 pub(super) const VECTOR_GP: u64 = 13;
@@ -1113,7 +1114,7 @@ impl Drop for PageTable {
     }
 }
 
-fn canonical(address: u64) -> bool {
+pub(super) fn canonical(address: u64) -> bool {
     ((address as i64) << 16 >> 16) as u64 == address
 }
 

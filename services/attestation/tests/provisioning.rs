@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use enclos_attestation_service::{Config, ConfigError, Server, jws::base64url};
@@ -22,8 +23,8 @@ use hyper::StatusCode;
 use serde_json::json;
 use support::Client;
 
-/// Serves the collateral of SGX platforms, as a PCCS does, and counts what it is asked.
-fn pccs(collateral: Collateral) -> (String, Arc<AtomicUsize>) {
+/// Serves the collateral of SGX platforms, as a PCCS does, and counts what it is asked. After so many answers it has no more.
+fn pccs(collateral: Collateral, answers: usize) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/sgx/certification/v4/", listener.local_addr().unwrap());
     let asked = Arc::new(AtomicUsize::new(0));
@@ -40,10 +41,11 @@ fn pccs(collateral: Collateral) -> (String, Arc<AtomicUsize>) {
             while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
                 request.push(byte[0]);
             }
-            count.fetch_add(1, Ordering::SeqCst);
+            let has_more = count.fetch_add(1, Ordering::SeqCst) < answers;
             let path = String::from_utf8_lossy(&request).split(' ').nth(1).unwrap_or_default().to_owned();
             let c = &collateral;
             let (status, header, body) = match path.split('?').next().unwrap().rsplit('/').next().unwrap() {
+                _ if !has_more => ("503 Service Unavailable", String::new(), Vec::new()),
                 _ if path.starts_with("/tdx") => ("404 Not Found", String::new(), Vec::new()),
                 "tcb" => (
                     "200 OK",
@@ -76,7 +78,7 @@ fn pccs(collateral: Collateral) -> (String, Arc<AtomicUsize>) {
 async fn collateral_is_fetched_once_when_evidence_comes() {
     let Made { quote, collateral, root, .. } = Platform::sgx().make();
     let (tdx, stranger) = (Platform::tdx().make(), Platform::tdx().make());
-    let (url, asked) = pccs(collateral);
+    let (url, asked) = pccs(collateral, usize::MAX);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("service.toml");
     let write = |pccs: &str| {
@@ -135,4 +137,52 @@ async fn collateral_is_fetched_once_when_evidence_comes() {
     let (path, body) = attest("SgxEnclave", &quote);
     assert_eq!(client.send("POST", &path, body).await.unwrap().0, StatusCode::OK);
     assert_eq!(asked.load(Ordering::SeqCst), 5);
+}
+
+#[tokio::test]
+async fn collateral_is_fetched_again_before_it_expires() {
+    // The made collateral expires on 2026-07-01; what is due within a day is fetched anew, once an hour.
+    for (evidence_time, is_due) in [("2026-06-29T12:00:00Z", false), ("2026-06-30T12:00:00Z", true)] {
+        let Made { quote, collateral, root, .. } = Platform::sgx().make();
+        let (url, asked) = pccs(collateral, 8);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("service.toml");
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\ndata = \"data\"\nevidence_time = \"{evidence_time}\"\n\
+             emulated_roots = [\"{root}\"]\npccs = {{ url = \"{url}\" }}\n[[tenant]]\nhost = \"localhost\"\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let server = Server::bind(Config::read(&path).unwrap()).await.unwrap();
+        let port = server.address().unwrap().port();
+        tokio::spawn(server.serve(std::future::pending()));
+        let attest = || async {
+            let body = json!({ "quote": base64url(&quote) }).to_string();
+            let path = "/attest/SgxEnclave?api-version=2025-06-01";
+            let (status, answer) =
+                Client::connect(port).await.unwrap().send("POST", path, body).await.unwrap();
+            assert_eq!(status, StatusCode::OK, "{answer}");
+        };
+        let an_hour_later = |questions: usize| {
+            let asked = Arc::clone(&asked);
+            async move {
+                tokio::time::pause();
+                tokio::time::advance(Duration::from_secs(3601)).await;
+                tokio::time::resume();
+                let patience = Instant::now() + Duration::from_secs(30);
+                while asked.load(Ordering::SeqCst) < questions && Instant::now() < patience {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                // What should not come has some time to come, too.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                assert_eq!(asked.load(Ordering::SeqCst), questions, "at {evidence_time}");
+            }
+        };
+        attest().await;
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
+        an_hour_later(if is_due { 8 } else { 4 }).await;
+        attest().await;
+        // It cannot be had any more: what there is, is good until it expires.
+        an_hour_later(if is_due { 9 } else { 4 }).await;
+        attest().await;
+    }
 }

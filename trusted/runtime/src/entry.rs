@@ -614,34 +614,35 @@ enclos_cpuid:
     pop rsp
     jmp qword ptr gs:[{return_to}]
 
-    # Not padded: rare, and the emulator answers them by trapping.
+    # All padded: the emulator has ways for these leaves that need no ENCLU, which processors refuse in different ways. It
+    # knows the leaf by the instruction before, so the two are in one page.
+    .p2align 5
 enclos_ereport:
     push rbx
     mov rbx, rdi
     mov rcx, rsi
-    xor eax, eax
-    .byte 0x0f, 0x01, 0xd7
+    mov eax, 0
+    ENCLU_PADDED
     pop rbx
     ret
+    .p2align 5
 enclos_egetkey:
     push rbx
     mov rbx, rdi
     mov rcx, rsi
     mov eax, 1
-    .byte 0x0f, 0x01, 0xd7
+    ENCLU_PADDED
     pop rbx
     ret
+    .p2align 5
 enclos_emodpe:
     push rbx
     mov rbx, rdi
     mov rcx, rsi
     mov eax, 6
-    .byte 0x0f, 0x01, 0xd7
+    ENCLU_PADDED
     pop rbx
     ret
-
-    # Padded: it comes in loops. The emulator knows it by the instruction before. The three are in one page, so that the
-    # instruction before always is.
     .p2align 5
 enclos_eaccept:
     push rbx
