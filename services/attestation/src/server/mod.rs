@@ -55,8 +55,8 @@ pub type SharedEngine = Arc<dyn Engine + Send + Sync>;
 
 /// How long open connections may finish their requests when the service is told to stop.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often it is looked whether a signing key is due to be succeeded.
-const KEY_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often it is looked whether a signing key is due to be succeeded, and collateral to be renewed.
+const UPKEEP: Duration = Duration::from_secs(3600);
 /// The description served at `/openapi.json`.
 const OPENAPI: &str = include_str!("../openapi.json");
 /// The page may load its own parts and ask its own service, and nothing else, even if something got into it.
@@ -162,23 +162,11 @@ impl Server {
         let router: Router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
         let graceful = GracefulShutdown::new();
         let connections = Arc::new(Semaphore::new(shared.limits.connections.max(1)));
-        let mut keys = tokio::time::interval(KEY_INTERVAL);
+        let upkeep = tokio::spawn(upkeep(Arc::clone(&shared)));
         let mut stop = std::pin::pin!(stop);
         loop {
             let permit = tokio::select! {
                 () = &mut stop => break,
-                _ = keys.tick() => {
-                    let shared = Arc::clone(&shared);
-                    tokio::task::spawn_blocking(move || {
-                        if let Err(error) = shared.engine.rotate_keys() {
-                            tracing::error!(%error, "signing keys could not be rotated");
-                        }
-                        if let Some(provisioning) = &shared.provisioning {
-                            provisioning.renew(&shared.engine);
-                        }
-                    });
-                    continue;
-                }
                 permit = Arc::clone(&connections).acquire_owned() => permit,
             };
             let accepted = tokio::select! {
@@ -223,8 +211,29 @@ impl Server {
             });
         }
         drop(listener);
+        upkeep.abort();
         if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
             tracing::warn!("requests were cut off at shutdown");
+        }
+    }
+}
+
+/// What is to be done from time to time, whether anybody asks or not.
+async fn upkeep(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(UPKEEP);
+    loop {
+        interval.tick().await;
+        let shared = Arc::clone(&shared);
+        let done = tokio::task::spawn_blocking(move || {
+            if let Err(error) = shared.engine.rotate_keys() {
+                tracing::error!(%error, "signing keys could not be rotated");
+            }
+            if let Some(provisioning) = &shared.provisioning {
+                provisioning.renew(&shared.engine);
+            }
+        });
+        if let Err(error) = done.await {
+            tracing::error!(%error, "signing keys and collateral were not looked at");
         }
     }
 }
