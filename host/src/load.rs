@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use enclos::abi::{ThreadSeed, thread};
+use enclos::abi::{ThreadSeed, thread, xfrm};
 use enclos::image::{FileError, FileHeader, INFO_MAGIC, ImageInfo};
 use enclos_platform::sgx_isa::{self, AttributesFlags, Miscselect, PageType, SecinfoFlags, Sigstruct};
 use enclos_platform::{CreateParams, Initialized, Pages, Platform, PlatformError};
@@ -172,7 +172,7 @@ pub(crate) fn load(file: &[u8], platform: &dyn Platform) -> Result<Loaded, LoadE
         size,
         ssa_frame_size,
         miscselect: miscselect(&sigstruct, platform.miscselect()),
-        attributes: attributes(&sigstruct),
+        attributes: attributes(&sigstruct, platform.xfrm()),
     })?;
 
     let growth = Growth::of(parts.sgxs);
@@ -309,9 +309,14 @@ fn miscselect(sigstruct: &Sigstruct, supported: Miscselect) -> Miscselect {
     sigstruct.miscselect | (Miscselect::EXINFO & supported & free)
 }
 
-/// What to create the enclave with. Where the signer left a bit open, it is off.
-fn attributes(sigstruct: &Sigstruct) -> sgx_isa::Attributes {
-    sigstruct.attributes
+/// What to create the enclave with. Where the signer left a bit open, it is off, but for AVX-512: that is on where the
+/// platform has it.
+fn attributes(sigstruct: &Sigstruct, supported: u64) -> sgx_isa::Attributes {
+    let mut attributes = sigstruct.attributes;
+    if supported & !sigstruct.attributemask[1] & xfrm::AVX512 == xfrm::AVX512 {
+        attributes.xfrm |= xfrm::AVX512;
+    }
+    attributes
 }
 
 /// Consecutive pages of the same kind, gathered so that the platform sees few calls.
@@ -430,6 +435,10 @@ mod tests {
 
         fn miscselect(&self) -> Miscselect {
             Miscselect::EXINFO
+        }
+
+        fn xfrm(&self) -> u64 {
+            7
         }
 
         fn create(&self, _: &CreateParams) -> Result<Box<dyn enclos_platform::Build>, PlatformError> {

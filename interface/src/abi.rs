@@ -546,6 +546,18 @@ pub mod counter {
     pub const COUNT: usize = REFUSED_BY_NUMBER + 512;
 }
 
+/// Components of processor state (SECS.ATTRIBUTES.XFRM, XCR0; SDM vol. 1, 13.1) that programs inside have.
+pub mod xfrm {
+    /// Those that every program has: x87, SSE, AVX.
+    pub const BASE: u64 = 7;
+    /// AVX-512: mask registers, upper halves of ZMM0 to ZMM15, ZMM16 to ZMM31. They go together.
+    pub const AVX512: u64 = 0xe0;
+    /// Bytes of a standard-format XSAVE area of the first.
+    pub const BASE_AREA: usize = 832;
+    /// Bytes of one of both together. (Processors of makers without SGX need fewer.)
+    pub const LARGEST_AREA: usize = 2688;
+}
+
 /// A thread's region within the image: guards, stacks, thread data, TCS, SSA frames. Offsets in bytes from its start.
 /// Pages not named here are guards: never added to the enclave.
 pub mod thread {
@@ -574,8 +586,13 @@ pub mod thread {
     pub const SSA: u64 = 25 * PAGE_SIZE;
     /// Number of SSA frames.
     pub const NSSA: u32 = 3;
-    /// Pages of one SSA frame: enough for XFRM = 7.
+    /// Pages of one SSA frame: enough for the largest XFRM that images have.
     pub const SSA_FRAME_PAGES: u32 = 1;
+    // XSAVE area, EXINFO, GPRSGX (SDM vol. 3D, 34.9).
+    const _: () = assert!(
+        super::xfrm::LARGEST_AREA as u64 + 16 + 184 <= SSA_FRAME_PAGES as u64 * PAGE_SIZE,
+        "an SSA frame holds the state of every XFRM"
+    );
 }
 
 /// The measured beginning of a thread's data page; the runtime's own fields follow.

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the encoding; first field of a manifest.
-pub const MANIFEST_VERSION: u32 = 3;
+pub const MANIFEST_VERSION: u32 = 4;
 
 /// The manifest as it stands in an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,8 @@ pub struct Manifest<'a> {
     pub mounts: &'a str,
     /// Signals that the host may send to the program: bit 0 is signal 1.
     pub signals: u64,
+    /// May it use AVX-512 where the platform has it? Then the host may create the enclave with or without that state.
+    pub avx512: bool,
 }
 
 /// A directory of the host that programs inside see.

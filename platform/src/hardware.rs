@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sgx_isa::{AttributesFlags, ErrorCode, Miscselect, PageType, Secinfo, SecinfoFlags, Secs, Sigstruct};
 
+use crate::emulator::machine::supported_xfrm;
 use crate::memory::{PAGE, Reservation};
 use crate::{
     Build, CreateParams, DynamicMemory, EnterFunction, Initialized, Kind, Pages, Platform, PlatformError,
@@ -85,6 +86,12 @@ impl Platform for Hardware {
     fn miscselect(&self) -> Miscselect {
         // Leaf 12H is there where the driver is.
         Miscselect::from_bits_truncate(std::arch::x86_64::__cpuid_count(0x12, 0).ebx)
+    }
+
+    fn xfrm(&self) -> u64 {
+        let attributes = std::arch::x86_64::__cpuid_count(0x12, 1);
+        // EENTER wants XFRM to be a part of XCR0.
+        (u64::from(attributes.edx) << 32 | u64::from(attributes.ecx)) & supported_xfrm()
     }
 
     fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError> {

@@ -60,6 +60,9 @@ pub trait Platform: Send + Sync {
     /// The extended information that the processor can put into SSA frames (CPUID.(EAX=12H,ECX=0):EBX).
     fn miscselect(&self) -> sgx_isa::Miscselect;
 
+    /// The XFRM bits that an enclave can have on this machine as it runs (CPUID.(EAX=12H,ECX=1):ECX, EDX, and XCR0).
+    fn xfrm(&self) -> u64;
+
     /// ENCLS\[ECREATE\].
     ///
     /// # Errors

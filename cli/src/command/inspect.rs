@@ -264,8 +264,14 @@ fn say(path: &Path, i: &Inspection) {
     row(
         "attributes",
         format_args!(
-            "{}, XFRM {}, MISCSELECT {}",
-            i.identity.attributes, i.identity.xfrm, i.identity.miscselect
+            "{}, XFRM {}{}, MISCSELECT {}",
+            i.identity.attributes,
+            i.identity.xfrm,
+            match &*i.identity.optional_xfrm {
+                "0x0" => String::new(),
+                bits => format!(" (and {bits}, AVX-512, where the platform has it)"),
+            },
+            i.identity.miscselect
         ),
     );
 

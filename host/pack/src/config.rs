@@ -6,6 +6,7 @@
 //! heap = "64 MiB"             # memory for malloc and thread stacks, at most
 //! stack = "1 MiB"             # stack of the first thread, taken from the heap
 //! profile = "sgx1"            # "sgx1": all memory part of the image; "sgx2": it grows on demand, up to these limits
+//! avx512 = false              # true: programs may use AVX-512 on platforms that have it
 //! debug = false               # true: readable by a debugger, and by anyone else
 //! product-id = 0              # ISVPRODID: tells images of one signer apart
 //! security-version = 0        # ISVSVN: raise it with every security fix
@@ -65,6 +66,9 @@ pub struct Config {
     /// Which generation of SGX the image is for.
     #[serde(default)]
     pub profile: Profile,
+    /// May the program use AVX-512 where the platform has it?
+    #[serde(default)]
+    pub avx512: bool,
     /// Is this a debug image?
     #[serde(default)]
     pub debug: bool,
@@ -218,6 +222,7 @@ impl Config {
             heap: default_heap(),
             stack: default_stack(),
             profile: Profile::default(),
+            avx512: false,
             debug: false,
             product_id: 0,
             security_version: 0,
@@ -313,6 +318,7 @@ impl Config {
             connect: &connect,
             mounts: &mounts,
             signals: self.signals.iter().fold(0, |set, s| set | 1 << (s.number() - 1)),
+            avx512: self.avx512,
         };
         let lists = [&env, &fixed_env, &services, &listen, &connect, &mounts];
         let text = self.name.0.len() + lists.iter().map(|l| l.len()).sum::<usize>();

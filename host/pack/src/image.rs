@@ -1,6 +1,6 @@
 //! An image in memory: the page stream, its signature and hints, and how they stand in an `.enclave` file.
 
-use enclos::abi::thread;
+use enclos::abi::{thread, xfrm};
 use enclos::image::{FileError, FileHeader, ImageInfo};
 use enclos::manifest::{Manifest, ManifestError};
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,8 @@ pub const EXTENSION: &str = "enclave";
 /// Longest manifest taken, in bytes.
 pub(crate) const MAX_MANIFEST: u64 = 1 << 20;
 
-/// XFRM of every image: x87, SSE and AVX state.
-pub const XFRM: u64 = 7;
+/// XFRM that every image can be created with: x87, SSE and AVX state.
+pub const XFRM: u64 = xfrm::BASE;
 
 /// An image: measured, and signed or not yet.
 #[derive(Clone, Debug)]
@@ -41,14 +41,21 @@ pub struct Identity {
     pub security_version: u16,
     /// Is it a debug image?
     pub debug: bool,
+    /// May the enclave have AVX-512 state?
+    pub avx512: bool,
 }
 
 impl Identity {
-    /// ATTRIBUTES to create the enclave with, exactly.
+    /// ATTRIBUTES to create the enclave with, exactly but for [`optional_xfrm`](Self::optional_xfrm).
     pub fn attributes(&self) -> Attributes {
         let mut flags = AttributesFlags::MODE64BIT;
         flags.set(AttributesFlags::DEBUG, self.debug);
         Attributes { flags, xfrm: XFRM }
+    }
+
+    /// Bits of XFRM that the host may set as well, all or none of them: SIGSTRUCT.ATTRIBUTEMASK leaves them out.
+    pub fn optional_xfrm(&self) -> u64 {
+        if self.avx512 { xfrm::AVX512 } else { 0 }
     }
 
     /// MISCSELECT that the enclave needs: none. EXINFO is left to the host and the processor.
@@ -105,6 +112,7 @@ impl Image {
             product_id: decoded.product_id,
             security_version: decoded.security_version,
             debug: decoded.debug,
+            avx512: decoded.avx512,
         };
         Ok(Self { sgxs, stream, info, info_offset, identity, manifest, sigstruct: None, hints })
     }

@@ -71,6 +71,8 @@ pub struct IdentityReport {
     pub attributes: String,
     /// ATTRIBUTES.XFRM it must be created with, hexadecimal.
     pub xfrm: String,
+    /// Bits of XFRM that the host may set as well, hexadecimal: those of AVX-512, or none.
+    pub optional_xfrm: String,
     /// MISCSELECT it needs (the host may add EXINFO), hexadecimal.
     pub miscselect: String,
 }
@@ -142,6 +144,8 @@ pub struct ManifestReport {
     pub services: Vec<String>,
     /// Does the heap grow on demand (SGX2)?
     pub dynamic_memory: bool,
+    /// May the program use AVX-512 where the platform has it?
+    pub avx512: bool,
     /// Directories of the host and where they are seen.
     pub mounts: Vec<String>,
     /// Addresses that may be listened on.
@@ -258,6 +262,7 @@ impl Inspection {
                 debug: identity.debug,
                 attributes: format!("{:#x}", identity.attributes().flags.bits()),
                 xfrm: format!("{XFRM:#x}"),
+                optional_xfrm: format!("{:#x}", identity.optional_xfrm()),
                 miscselect: format!("{:#x}", identity.miscselect().bits()),
             },
             signature,
@@ -277,6 +282,7 @@ impl Inspection {
                 stdin: manifest.stdin,
                 services,
                 dynamic_memory: manifest.dynamic_memory,
+                avx512: manifest.avx512,
                 mounts: list(manifest.mounts),
                 listen: list(manifest.listen),
                 connect: list(manifest.connect),

@@ -4,7 +4,7 @@
 //! to be signed, [`Image::attach_signature`] takes the signature after checking it.
 //!
 //! The masks demand exactly the attributes the image was built for: a production image cannot be launched with DEBUG
-//! set, nor a debug image without.
+//! set, nor a debug image without. Only AVX-512 state is left to the host, if the manifest permits it.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -304,7 +304,7 @@ impl Image {
             // the first generation have none.
             miscmask: !Miscselect::EXINFO.bits(),
             attributes: identity.attributes(),
-            attributemask: [!0; 2],
+            attributemask: [!0, !identity.optional_xfrm()],
             enclavehash: self.mrenclave(),
             isvprodid: identity.product_id,
             isvsvn: identity.security_version,

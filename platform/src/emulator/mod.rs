@@ -111,6 +111,10 @@ impl Platform for Emulator {
         self.machine.miscselect
     }
 
+    fn xfrm(&self) -> u64 {
+        self.machine.xfrm
+    }
+
     fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError> {
         Ok(Box::new(self.begin(params)?))
     }

@@ -808,8 +808,9 @@ impl Inside<'_> {
         *self.greg_mut(libc::REG_EFL) = 0x202;
         let area = xsave_of_mut(self.frame);
         if area.len() >= 576 {
-            // No component in use: the return loads their initial state.
+            // No component in use: the return loads their initial state. What they held is not for handlers to read.
             area[512..520].fill(0);
+            area[576..].fill(0);
         }
         area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
         area[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());

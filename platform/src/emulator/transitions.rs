@@ -439,17 +439,27 @@ enclos_emu_gate:
     mov rdi, [rdi]
     test rdi, rdi
     jz 8f
-    sub rsp, 256
-    and rsp, -16
-    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    movaps [rsp + 16 * \n], xmm\n
+    # x87 to AVX-512, as far as XFRM has it: compiled code is for SSE only, but what it calls to copy is not.
+    lea rsp, [rbp - 2688 - 8]
+    and rsp, -64
+    xor eax, eax
+    .irp at, 512, 520, 528, 536, 544, 552, 560, 568
+    mov [rsp + \at], rax
     .endr
+    mov eax, [rdi + 80]
+    and eax, 0xe7
+    mov [rbp - 8], rax
+    mov rsi, rcx
+    xor edx, edx
+    xsave64 [rsp]
+    mov rdx, rsi
     mov rsi, rbx
-    mov rdx, rcx
     call qword ptr [rip + enclos_emu_gate + 0x120]
-    .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-    movaps xmm\n, [rsp + 16 * \n]
-    .endr
+    mov rcx, rax
+    mov rax, [rbp - 8]
+    xor edx, edx
+    xrstor64 [rsp]
+    mov rax, rcx
     bt rax, 32
     jc 8f
     restore_registers

@@ -215,6 +215,9 @@ impl Platform for Liar {
     fn miscselect(&self) -> Miscselect {
         self.1.miscselect()
     }
+    fn xfrm(&self) -> u64 {
+        self.1.xfrm()
+    }
     fn create(&self, params: &CreateParams) -> Result<Box<dyn Build>, PlatformError> {
         Ok(Box::new(LiarsBuild(self.0, self.1.create(params)?)))
     }

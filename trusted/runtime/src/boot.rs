@@ -152,6 +152,9 @@ fn prepare(me: &mut Thread, info: u64, len: u64) -> Result<(u64, u64), u64> {
         core::slice::from_raw_parts((base + image.manifest) as *const u8, image.manifest_len as usize)
     };
     let manifest = Manifest::decode(manifest).map_err(|_| refusal::START_INFO)?;
+    if manifest.avx512 && !crate::cpu::use_avx512() {
+        return Err(refusal::START_INFO);
+    }
     if len != size_of::<StartInfo>() as u64 {
         return Err(refusal::START_INFO);
     }
@@ -298,7 +301,9 @@ fn build_stack(
             (AT_ENCLOS, table),
             (0, 0),
         ];
-        for (kind, value) in vector {
+        // AT_MINSIGSTKSZ: frames with AVX-512 state are larger than what C programs know as MINSIGSTKSZ.
+        let more = manifest.avx512.then(|| (51, crate::calls::signal::frame_bytes()));
+        for (kind, value) in more.into_iter().chain(vector) {
             s.word(kind);
             s.word(value);
         }

@@ -1,9 +1,10 @@
 //! What only the CPU can say: random numbers, the counter, and CPUID (illegal inside, so the host is asked, and its
 //! answer is limited to what the enclave's attributes allow).
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use enclos::abi::{counter, hostcall};
+use enclos::abi::{counter, hostcall, xfrm};
+use sgx_isa::{Report, Targetinfo};
 
 use crate::host::{self, Frame};
 use crate::thread::Thread;
@@ -46,23 +47,66 @@ pub fn rdtsc() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// A report of this enclave for nobody: what the processor says of it. The host has no part in it.
+pub fn own_report() -> Option<Report> {
+    #[repr(C, align(512))]
+    struct Aligned([u8; 512]);
+    let (mut target, data, mut report) = (Aligned([0; 512]), Aligned([0; 512]), Aligned([0; 512]));
+    target.0[..Targetinfo::UNPADDED_SIZE].copy_from_slice(Targetinfo::default().as_ref());
+    // SAFETY: aligned as EREPORT wants it, and inside.
+    unsafe { crate::entry::enclos_ereport(target.0.as_ptr(), data.0.as_ptr(), report.0.as_mut_ptr()) };
+    Report::try_copy_from(&report.0[..Report::UNPADDED_SIZE])
+}
+
+unsafe extern "C" {
+    /// A word of `entry`'s: the components of AVX-512, or 0.
+    static enclos_avx512: AtomicU32;
+}
+
+/// Lets programs use AVX-512 if the enclave was created with that state. For images that ask for it, once, before any
+/// program runs; `false` when the processor does not say.
+///
+/// XGETBV would be quicker, but what the emulated processor has is in its reports only.
+pub fn use_avx512() -> bool {
+    let Some(report) = own_report() else { return false };
+    if report.attributes.xfrm & xfrm::AVX512 == xfrm::AVX512 {
+        // SAFETY: only ever accessed atomically or by single loads.
+        unsafe { enclos_avx512.store(xfrm::AVX512 as u32, Ordering::Relaxed) };
+    }
+    true
+}
+
+/// The components of processor state that programs have.
+pub fn components() -> u32 {
+    // SAFETY: as above.
+    xfrm::BASE as u32 | unsafe { enclos_avx512.load(Ordering::Relaxed) }
+}
+
+/// Bytes of a standard-format XSAVE area of these.
+pub fn xsave_bytes() -> usize {
+    if components() & xfrm::AVX512 as u32 == 0 { xfrm::BASE_AREA } else { xfrm::LARGEST_AREA }
+}
+
 /// Runs something that may use AVX registers. Entries from the program save the lower halves only, which is all that the
 /// rest of the runtime uses.
 pub fn with_vectors<R>(f: impl FnOnce() -> R) -> R {
-    /// Legacy area, header, and the upper halves of the YMM registers (SDM vol. 1, 13.4).
+    /// In standard format: legacy area, header, the upper halves of the YMM registers, and with AVX-512 those of ZMM0 to
+    /// ZMM15 at byte 1152 (SDM vol. 1, 13.4 and 13.5).
     #[repr(C, align(64))]
-    struct Area([u64; 128]);
-    /// The component of the upper halves.
-    const UPPER: u32 = 1 << 2;
-    let mut area = Area([0; 128]);
-    // SAFETY: 1 KiB holds the standard format of XFRM = 7 (832 bytes); the header is zero.
+    struct Area([u64; 208]);
+    const _: () = assert!(size_of::<Area>() == 1152 + 512);
+    /// The components of both: what AVX instructions change.
+    const UPPER: u32 = 1 << 6 | 1 << 2;
+    let components = components() & UPPER;
+    let mut area = Area([0; 208]);
+    // SAFETY: large enough for these components; the header is zero.
     unsafe {
-        core::arch::asm!("xsave64 [{}]", in(reg) &raw mut area, in("eax") UPPER, in("edx") 0, options(nostack))
+        core::arch::asm!("xsave64 [{}]", in(reg) &raw mut area, in("eax") components, in("edx") 0, options(nostack))
     };
     let result = f();
     // SAFETY: what was just saved. Upper halves are nothing that compiled code around here uses.
     unsafe {
-        core::arch::asm!("xrstor64 [{}]", in(reg) &raw const area, in("eax") UPPER, in("edx") 0, options(nostack))
+        core::arch::asm!("xrstor64 [{}]", in(reg) &raw const area, in("eax") components, in("edx") 0, options(nostack))
     };
     result
 }
@@ -132,28 +176,38 @@ fn ask(leaf: u32, subleaf: u32) -> [u32; 4] {
     })
 }
 
-/// Images run with XFRM = 7 (x87, SSE, AVX): features that need more state must not be seen, or programs would use
+/// Features that need more state than the enclave has ([`components`]) must not be seen, or programs would use
 /// instructions that fault inside. RDRAND and what every SGX CPU has must not be denied.
 fn limit(leaf: u32, subleaf: u32, r: [u32; 4]) -> [u32; 4] {
     let [a, b, c, d] = r;
+    let has_avx512 = components() & xfrm::AVX512 as u32 != 0;
+    let avx512 = |features: u32| if has_avx512 { 0 } else { features };
     match (leaf, subleaf) {
         // RDRAND and OSXSAVE are there; VMX, SMX are not the program's.
         (1, _) => [a, b, c & !(1 << 5 | 1 << 6) | 1 << 30 | 1 << 27 | 1 << 26, d],
         (7, 0) => {
-            // AVX-512 F, DQ, IFMA, PF, ER, CD, BW, VL; MPX; RTM, HLE (abort inside); PT
-            let ebx = b & !(0xdc23_0000 | 1 << 14 | 1 << 11 | 1 << 4 | 1 << 25);
+            // AVX-512 F, DQ, IFMA, CD, BW, VL; PF, ER; MPX; RTM, HLE (abort inside); PT
+            let ebx = b & !(avx512(0xd023_0000) | 0x0c00_0000 | 1 << 14 | 1 << 11 | 1 << 4 | 1 << 25);
             // AVX-512 VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ; PKU, OSPKE; CET_SS
-            let ecx = c & !(1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 3 | 1 << 4 | 1 << 7);
-            // AVX-512 4VNNIW, 4FMAPS, VP2INTERSECT, FP16; AMX; CET_IBT
-            let edx = d & !(1 << 2 | 1 << 3 | 1 << 8 | 1 << 23 | 1 << 22 | 1 << 24 | 1 << 25 | 1 << 20);
+            let ecx = c & !(avx512(1 << 1 | 1 << 6 | 1 << 11 | 1 << 12 | 1 << 14) | 1 << 3 | 1 << 4 | 1 << 7);
+            // AVX-512 VP2INTERSECT, FP16; 4VNNIW, 4FMAPS; AMX; CET_IBT
+            let edx =
+                d & !(avx512(1 << 8 | 1 << 23) | 1 << 2 | 1 << 3 | 1 << 22 | 1 << 24 | 1 << 25 | 1 << 20);
             [a.min(1), ebx, ecx, edx]
         }
-        // AVX512_BF16, AMX-FP16, AVX10 and the like
-        (7, 1) => [a & !(1 << 5 | 1 << 21), b, c, d & !(1 << 19)],
-        (0xd, 0) => [7, 832, 832, 0],
+        // AVX512_BF16; AMX-FP16, AVX10 and the like
+        (7, 1) => [a & !(avx512(1 << 5) | 1 << 21), b, c, d & !(1 << 19)],
+        (0xd, 0) => {
+            let bytes = xsave_bytes() as u32;
+            [components(), bytes, bytes, 0]
+        }
         // XSAVEC and XSAVES would be compact formats that SSA frames do not have; XSAVEOPT stays.
         (0xd, 1) => [a & 1, 0, 0, 0],
         (0xd, 2) => [256, 576, 0, 0],
+        // Size and place of the mask registers, of the upper halves of ZMM0 to ZMM15, of ZMM16 to ZMM31.
+        (0xd, 5) if has_avx512 => [64, 1088, 0, 0],
+        (0xd, 6) if has_avx512 => [512, 1152, 0, 0],
+        (0xd, 7) if has_avx512 => [1024, 1664, 0, 0],
         (0xd, _) | (0x14 | 0x1c..=0x1e | 0x23 | 0x24, _) => [0; 4],
         _ => r,
     }

@@ -14,7 +14,7 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 use crate::thread::{Thread, state};
-use enclos::abi::{exit, op, refusal, thread as region};
+use enclos::abi::{exit, op, refusal, thread as region, xfrm};
 
 unsafe extern "C" {
     /// Where EENTER lands.
@@ -159,9 +159,18 @@ global_asm!(
     .popsection
     .endm
 
-    # No register or flag of the enclave goes out. RDI, RSI, RDX, R8, R9 carry the exit; RBX, RSP, RBP are set.
+    # No register or flag of the enclave goes out. VZEROALL clears ZMM0 to ZMM15 whole, KXORW all 64 bits. RDI, RSI, RDX, R8, R9 carry the exit; RBX, RSP, RBP are set.
     .macro CLEAR_FOR_EXIT
     vzeroall
+    cmp dword ptr [rip + enclos_avx512], 0
+    je 99999f
+    .irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    vpxord zmm\n, zmm\n, zmm\n
+    .endr
+    .irp n, 0, 1, 2, 3, 4, 5, 6, 7
+    kxorw k\n, k\n, k\n
+    .endr
+99999:
     pxor mm0, mm0
     pxor mm1, mm1
     pxor mm2, mm2
@@ -447,7 +456,7 @@ enclos_switch:
 enclos_switch_keeping:
     push rbp
     mov rbp, rsp
-    sub rsp, 1024
+    sub rsp, {xsave_area}
     and rsp, -64
     xor eax, eax
     mov [rsp + 512], rax
@@ -459,14 +468,16 @@ enclos_switch_keeping:
     mov [rsp + 560], rax
     mov [rsp + 568], rax
     mov r11, rdx
-    mov eax, 7
+    mov eax, dword ptr [rip + enclos_avx512]
+    or eax, {xfrm}
     xor edx, edx
     xsave64 [rsp]
     mov rdx, r11
     call enclos_switch
     mov r10, rax
     mov r11, rdx
-    mov eax, 7
+    mov eax, dword ptr [rip + enclos_avx512]
+    or eax, {xfrm}
     xor edx, edx
     xrstor64 [rsp]
     mov rax, r10
@@ -657,12 +668,16 @@ enclos_eaccept_done:
 
     .section .bss.enclos_entry, "aw", @nobits
     .p2align 2
-    .global enclos_started, enclos_ready
+    .global enclos_started, enclos_ready, enclos_avx512
 enclos_started: .long 0
 enclos_ready: .long 0
+    # The components of AVX-512 in XFRM if programs use them, or 0. Set before any program runs.
+enclos_avx512: .long 0
     .text
 "#,
     eexit = const ENCLU_EEXIT,
+    xfrm = const xfrm::BASE,
+    xsave_area = const xfrm::LARGEST_AREA,
     return_rip = const offset_of!(Thread, return_rip),
     host_rsp = const offset_of!(Thread, host_rsp),
     host_rbp = const offset_of!(Thread, host_rbp),

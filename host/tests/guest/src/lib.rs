@@ -46,6 +46,46 @@ pub trait Guest {
     fn keep(&self, path: &str, data: &[u8]) -> Result<(), String>;
     /// Volume, generation and digest of sealed files.
     fn sealed_state(&self, path: &str) -> Result<([u8; 16], u64, Vec<u8>), i32>;
+    fn processor(&self) -> Processor;
+    /// Fills ZMM0 to ZMM31 and the mask registers, computes for so many rounds, makes the Linux call, and says which
+    /// registers have other values then: bit 0 is ZMM0, bit 32 is K0. And the result of the call.
+    fn keep_vectors(&self, rounds: u64, call: Call) -> Result<(u64, i64), String>;
+    /// What a file has in it.
+    fn contents(&self, path: &str) -> Result<Vec<u8>, String>;
+}
+
+/// What the processor is like inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processor {
+    /// XFRM, from a report.
+    pub xfrm: u64,
+    /// What the standard library finds.
+    pub avx512f: bool,
+    pub avx2: bool,
+    /// CPUID leaf 0DH: XCR0, and bytes of an XSAVE area.
+    pub components: u32,
+    pub area: u32,
+    /// The end of the last component of AVX-512 by its subleaves.
+    pub end: u32,
+    /// AMX, AVX10, PKU in leaf 7.
+    pub more_state: bool,
+}
+
+/// A Linux call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Call {
+    /// None at all.
+    None,
+    /// One that waits in the host.
+    Nanosleep,
+    /// One that the runtime answers.
+    Getpid,
+    /// One that sends this thread a signal, whose handler changes all of these registers.
+    Tgkill,
+    /// One that encrypts: of data that was written to this file.
+    Fsync(String),
+    /// One that brings so much new memory.
+    Mmap(u64),
 }
 
 #[cfg(not(feature = "other"))]

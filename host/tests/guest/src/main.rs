@@ -1,5 +1,7 @@
 //! The enclave that the host's tests run.
 
+mod vectors;
+
 use std::io::Write as _;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -178,6 +180,18 @@ impl Guest for Program {
     fn sealed_state(&self, path: &str) -> Result<([u8; 16], u64, Vec<u8>), i32> {
         let state = enclos_enclave::sealed_state(path).map_err(|e| e.raw_os_error().unwrap_or(0))?;
         Ok((state.volume, state.generation, state.digest.to_vec()))
+    }
+
+    fn processor(&self) -> Processor {
+        vectors::processor()
+    }
+
+    fn keep_vectors(&self, rounds: u64, call: Call) -> Result<(u64, i64), String> {
+        vectors::keep(rounds, &call).map_err(|e| e.to_string())
+    }
+
+    fn contents(&self, path: &str) -> Result<Vec<u8>, String> {
+        std::fs::read(path).map_err(|e| e.to_string())
     }
 }
 

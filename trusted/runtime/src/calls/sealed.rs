@@ -2,7 +2,7 @@
 
 use enclos::abi::{FRAME_SIZE, OPEN_LOCKED, hostcall};
 use enclos_sealed::{Error, HostFile, KeyError, KeyRequest, Platform, Policy, Versions};
-use sgx_isa::{AttributesFlags, ErrorCode, Keyname, Keypolicy, Keyrequest, Report, Targetinfo};
+use sgx_isa::{AttributesFlags, ErrorCode, Keyname, Keypolicy, Keyrequest};
 
 use super::mounts::{self, MAX_HANDLE};
 use crate::host::{self, Errno, Frame};
@@ -144,10 +144,6 @@ struct Key([u8; 16]);
 
 /// Those of a report of this enclave for nobody.
 fn versions() -> Versions {
-    let (mut target, data, mut report) = (Aligned([0; 512]), Aligned([0; 512]), Aligned([0; 512]));
-    target.0[..Targetinfo::UNPADDED_SIZE].copy_from_slice(Targetinfo::default().as_ref());
-    // SAFETY: aligned as EREPORT wants it, and inside.
-    unsafe { crate::entry::enclos_ereport(target.0.as_ptr(), data.0.as_ptr(), report.0.as_mut_ptr()) };
-    let report = Report::try_copy_from(&report.0[..Report::UNPADDED_SIZE]);
+    let report = crate::cpu::own_report();
     report.map_or_else(Versions::default, |r| Versions { isv_svn: r.isvsvn, cpu_svn: r.cpusvn })
 }

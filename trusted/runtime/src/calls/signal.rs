@@ -8,10 +8,11 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use enclos::abi::hostcall;
+use enclos::abi::{hostcall, xfrm};
 
 use super::{Outcome, own, own_bytes, time};
 use crate::clock::{self, Clock};
+use crate::cpu;
 use crate::entry::{self, Registers};
 use crate::host::{self, Errno};
 use crate::lock::SpinLock;
@@ -463,7 +464,7 @@ struct Frame {
     stack: [u64; 3],
     /// R8 to R15, RDI, RSI, RBP, RBX, RDX, RAX, RCX, RSP, RIP, flags, segments, error, trap, old mask, CR2.
     registers: [u64; 23],
-    /// Where the [`XSAVE`] area is.
+    /// Where the XSAVE area is.
     vectors: u64,
     /// Reserved by Linux. First word: number of the call to make again, and one more.
     reserved: [u64; 8],
@@ -472,14 +473,17 @@ struct Frame {
 }
 const _: () = assert!(size_of::<Frame>() == 440);
 
-/// Bytes of an XSAVE area of x87, SSE and AVX state: an enclave has no more (XFRM = 7).
-const XSAVE: usize = 832;
-/// Where in it the header is, and the low halves of the vector registers.
-const XSAVE_HEADER: usize = 512;
+/// Where in an XSAVE area the low halves of the vector registers are, what comes after the legacy area's last register, and
+/// the header.
 const XSAVE_XMM: usize = 160;
+const XSAVE_UNUSED: usize = 416;
+const XSAVE_HEADER: usize = 512;
+/// Where the header ends.
+const XSAVE_HEADER_END: usize = 576;
 
+/// An XSAVE area of everything that programs may have.
 #[repr(C, align(64))]
-struct Vectors([u8; XSAVE]);
+struct Vectors([u8; xfrm::LARGEST_AREA]);
 
 /// The XMM registers that `enclos_syscall` saved: just below the general ones.
 fn saved_xmm(r: &mut Registers) -> *mut [u8; 256] {
@@ -522,6 +526,11 @@ pub fn deliver(me: &mut Thread, r: &mut Registers, number: u64, outcome: Outcome
     outcome
 }
 
+/// Most bytes that a handler's frame takes of a stack of its own.
+pub fn frame_bytes() -> u64 {
+    (cpu::xsave_bytes() + 63 + size_of::<Frame>() + 15 + 8).next_multiple_of(16) as u64
+}
+
 /// Does Linux make this call again after a handler with SA_RESTART? Not what waits for a time or for signals
 /// (signal(7)).
 fn may_restart(number: u64) -> bool {
@@ -545,18 +554,18 @@ fn enter_handler(
         true => start + size,
         false => r.rsp.wrapping_sub(RED_ZONE),
     };
-    let vectors = top.wrapping_sub(XSAVE as u64) & !63;
+    let vectors = top.wrapping_sub(cpu::xsave_bytes() as u64) & !63;
     let at = (vectors.wrapping_sub(size_of::<Frame>() as u64) & !15).wrapping_sub(8);
     own_bytes(at, top.wrapping_sub(at))?;
-    let mut saved = Vectors([0; XSAVE]);
-    // SAFETY: the area is large enough and aligned, its header zero. The low halves of the vector registers are not the
-    // program's any more: those are where `entry` saved them.
+    // SAFETY: checked to be the program's, aligned, and large enough; XSAVE leaves what is zeroed here as it is, but for
+    // the first word of the header. The low halves of the vector registers are not the program's any more: those are where
+    // `entry` saved them.
     unsafe {
-        core::arch::asm!("xsave64 [{}]", in(reg) saved.0.as_mut_ptr(), in("eax") 7, in("edx") 0, options(nostack));
-        let xmm = saved.0.as_mut_ptr().add(XSAVE_XMM).cast();
-        core::ptr::copy_nonoverlapping(saved_xmm(r), xmm, 1);
-        saved.0[XSAVE_HEADER] |= 2;
-        (vectors as *mut [u8; XSAVE]).write(saved.0);
+        let area = vectors as *mut u8;
+        area.add(XSAVE_UNUSED).write_bytes(0, XSAVE_HEADER_END - XSAVE_UNUSED);
+        core::arch::asm!("xsave64 [{}]", in(reg) area, in("eax") cpu::components(), in("edx") 0, options(nostack));
+        core::ptr::copy_nonoverlapping(saved_xmm(r), area.add(XSAVE_XMM).cast(), 1);
+        *area.add(XSAVE_HEADER) |= 2;
     }
     const SEGMENTS: u64 = 0x002b_0000_0000_0033;
     let flags = r.linux_flags();
@@ -614,17 +623,18 @@ pub fn return_from_handler(me: &mut Thread, r: &mut Registers) -> ! {
 }
 
 fn restore_vectors(me: &mut Thread, r: &mut Registers, at: u64) {
-    let mut saved = Vectors([0; XSAVE]);
-    match own::<[u8; XSAVE]>(at) {
+    let mut saved = Vectors([0; xfrm::LARGEST_AREA]);
+    let len = cpu::xsave_bytes();
+    match own_bytes(at, len as u64) {
         // SAFETY: checked to be the program's.
-        Ok(at) => saved.0 = unsafe { at.read_unaligned() },
+        Ok(from) => unsafe { core::ptr::copy_nonoverlapping(from, saved.0.as_mut_ptr(), len) },
         Err(_) => crate::exception::die_of_abort(me, r.rip, SIGSEGV),
     }
     // What XRSTOR would fault on (SDM vol. 1, 13.8.1): reserved bits of MXCSR, and a header that is not of this form.
     saved.0[26..28].fill(0);
-    let header = &mut saved.0[XSAVE_HEADER..XSAVE_HEADER + 64];
+    let header = &mut saved.0[XSAVE_HEADER..XSAVE_HEADER_END];
     let has_xmm = header[0] & 2 != 0;
-    header[0] &= 7;
+    header[0] &= cpu::components() as u8;
     header[1..].fill(0);
     let mut xmm = [0; 256];
     if has_xmm {
@@ -633,7 +643,7 @@ fn restore_vectors(me: &mut Thread, r: &mut Registers, at: u64) {
     // SAFETY: an area of the right size, alignment and form. The low halves of the vector registers are compiled code's
     // until the call ends: `entry` restores them from where they are put here.
     unsafe {
-        core::arch::asm!("xrstor64 [{}]", in(reg) saved.0.as_ptr(), in("eax") 7, in("edx") 0,
+        core::arch::asm!("xrstor64 [{}]", in(reg) saved.0.as_ptr(), in("eax") cpu::components(), in("edx") 0,
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
             out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
             out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _, options(nostack));
