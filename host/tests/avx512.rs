@@ -128,6 +128,9 @@ fn registers_survive_memory_that_comes() {
 
 static EXITED: AtomicU64 = AtomicU64::new(0);
 static SEEN: AtomicU64 = AtomicU64::new(0);
+/// ELRANGE of the enclave that is looked at.
+static BASE: AtomicU64 = AtomicU64::new(0);
+static SIZE: AtomicU64 = AtomicU64::new(0);
 
 /// Sees the host's state after an asynchronous exit: all of it must be as the processor starts with.
 extern "C" fn on_alarm(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -141,7 +144,10 @@ extern "C" fn on_alarm(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_vo
         (&context.gregs, std::slice::from_raw_parts(area, len))
     };
     let register = |r: i32| registers[r as usize];
-    if register(libc::REG_RAX) != 3 || register(libc::REG_RIP) != register(libc::REG_RCX) {
+    // RAX = ERESUME, RCX = AEP, RBX = TCS. A system call of the host's that returned 3 has the first two as well.
+    let tcs = (register(libc::REG_RBX) as u64).wrapping_sub(BASE.load(Ordering::Relaxed));
+    let is_at_aep = register(libc::REG_RAX) == 3 && register(libc::REG_RIP) == register(libc::REG_RCX);
+    if !is_at_aep || tcs >= SIZE.load(Ordering::Relaxed) {
         return;
     }
     EXITED.fetch_add(1, Ordering::Relaxed);
@@ -174,6 +180,8 @@ fn registers_survive_interrupts_and_are_not_seen() {
     };
     for emulator in [Emulator::on(machine(!0)), Emulator::on(machine(!0)).trapping()] {
         let Started { guest, enclave, directory: _directory } = start(image(), emulator);
+        BASE.store(enclave.initialized().base(), Ordering::Relaxed);
+        SIZE.store(enclave.initialized().size(), Ordering::Relaxed);
         let exits = || enclave.initialized().asynchronous_exits().unwrap();
         let (before, seen) = (exits(), EXITED.load(Ordering::Relaxed));
         for round in 0..20 {

@@ -20,7 +20,11 @@ struct Parked {
 
 impl Parked {
     fn new() -> Self {
-        let image = image(&build("parked.c"), "threads = 3");
+        Self::with("threads = 3")
+    }
+
+    fn with(config: &str) -> Self {
+        let image = image(&build("parked.c"), config);
         let enclave = builder(&image).start().unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         while enclave.threads().0 == 0 {
@@ -188,4 +192,49 @@ fn registers_do_not_leak_what_they_must_not() {
     assert_eq!((run.function, reply), (EEXIT, 1003));
     assert_eq!(general, [0; 6]);
     assert!(vectors[..160].iter().all(|b| *b == 0));
+}
+
+/// The same of AVX-512: ZMM0 to ZMM31 whole, K0 to K7.
+#[test]
+fn registers_of_avx512_do_not_leak() {
+    if !is_x86_feature_detected!("avx512bw") {
+        eprintln!("skipped: this processor has no AVX-512");
+        return;
+    }
+    let p = Parked::with("threads = 3\navx512 = true");
+    // A proper call first: a thread's first way out is another.
+    assert_eq!(p.call(4), Some(2004), "AVX-512 is there");
+    for (what, answer) in [(4_u64, 2004), (5, 1005), (4, 2004)] {
+        // SAFETY: AVX-512 is there.
+        let (function, reply, seen) = unsafe { call_and_look(&p, what) };
+        assert_eq!((function, reply), (EEXIT, answer));
+        assert_eq!(seen.iter().position(|w| *w != 0), None, "a word of registers: 8 each of ZMM, then K");
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn call_and_look(p: &Parked, what: u64) -> (u32, u64, [u64; 264]) {
+    let mut run = Run::new(p.tcs[0]);
+    let function = p.enclave.initialized().enter_function();
+    let (request, mut reply) = (what, 0_u64);
+    let mut seen = [!0_u64; 264];
+    // SAFETY: as above; vector registers are stored right after the return.
+    unsafe {
+        std::arch::asm!(
+            "push r11", "push rax", "call r10", "pop rcx", "pop rcx",
+            ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+            r"vmovdqu64 [rcx + 64 * \n], zmm\n",
+            ".endr",
+            ".irp n, 0,1,2,3,4,5,6,7",
+            r"kmovq [rcx + 2048 + 8 * \n], k\n",
+            ".endr",
+            inout("r10") function as usize as u64 => _, inout("r11") seen.as_mut_ptr() as u64 => _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            inout("rax") &raw mut run => _,
+            inout("rdi") op::CALL => _, inout("rsi") &raw const request => _, inout("rdx") 8_u64 => _,
+            inout("rcx") u64::from(EENTER) => _, inout("r8") &raw mut reply => _, inout("r9") 8_u64 => _,
+            clobber_abi("C"),
+        );
+    }
+    (run.function, reply, seen)
 }
