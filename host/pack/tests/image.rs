@@ -220,6 +220,29 @@ fn sign_and_verify() {
     assert!(matches!(altered.verify(), Err(SignError::EnclaveHash { .. })));
 }
 
+/// The three components of AVX-512 are the host's to choose, everything else is not; and it is the manifest that says so.
+#[test]
+fn who_asks_for_avx512_leaves_its_state_open() {
+    let mut config = small();
+    let without = image(&config).mrenclave();
+    config.avx512 = true;
+    let mut image = image(&config);
+    assert_ne!(image.mrenclave(), without, "it is measured");
+    image.sign(&key(), Date::from_unix(1_700_000_000)).expect("signs");
+    let s = image.sigstruct().expect("signed");
+    assert_eq!((s.attributes.xfrm, s.attributemask), (XFRM, [!0, !0xe0]));
+    image.verify().expect("verifies");
+
+    // The same signer's SIGSTRUCT without that freedom is for another image.
+    let date = Date::from_unix(1_700_000_000);
+    let mut body = image.signing_body(date);
+    let at = body.windows(8).position(|w| w == (!0xe0_u64).to_le_bytes()).expect("ATTRIBUTEMASK.XFRM");
+    body[at] = 0xff;
+    let signature = key().sign_body(&body).expect("signs");
+    let refused = image.attach_signature(&body, &key().public(), &signature);
+    assert!(matches!(refused, Err(SignError::OtherImage)));
+}
+
 #[test]
 fn signing_in_two_steps_gives_the_same_image() {
     let key = key();

@@ -37,6 +37,10 @@ fn config() -> Config {
 }
 
 fn image() -> Image {
+    image_of(&config())
+}
+
+fn image_of(config: &Config) -> Image {
     let dir = tempfile::tempdir().expect("temporary directory");
     let description: Vec<String> =
         CounterServer::<Zero>::CONTRACT.description.bytes().map(|b| b.to_string()).collect();
@@ -50,7 +54,16 @@ fn image() -> Image {
     );
     let app = std::fs::read(gcc(dir.path(), "contract.c", &source, &["-static-pie"])).expect("just built");
     let runtime = runtime(dir.path());
-    pack(&PackInput { runtime: &runtime, app: &app, config: &config() }).expect("packs")
+    pack(&PackInput { runtime: &runtime, app: &app, config }).expect("packs")
+}
+
+#[test]
+fn an_inspection_says_whether_there_may_be_avx512() {
+    let mut config = config();
+    config.avx512 = true;
+    let seen = inspect(&image_of(&config).to_file_bytes()).expect("reads");
+    assert_eq!((&*seen.identity.xfrm, &*seen.identity.optional_xfrm), ("0x7", "0xe0"));
+    assert!(seen.manifest.avx512);
 }
 
 #[test]
@@ -67,6 +80,7 @@ fn an_inspection_says_what_the_image_is() {
         (&*seen.identity.attributes, &*seen.identity.xfrm, &*seen.identity.miscselect),
         ("0x6", "0x7", "0x0")
     );
+    assert_eq!((&*seen.identity.optional_xfrm, seen.manifest.avx512), ("0x0", false));
     assert_eq!(
         (&*seen.manifest.env, &*seen.manifest.fixed_env),
         (&["A".into(), "B".into()][..], &["X=y=z".into()][..])

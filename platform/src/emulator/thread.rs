@@ -170,7 +170,14 @@ pub(super) struct TcsState {
     /// OSSA, OFSBASE and OGSBASE are page-aligned.
     aligned: bool,
     counts: [AtomicU64; 3],
+    /// For EACCEPT by way of the gate.
+    pub(super) vectors: Vectors,
 }
+
+/// An XSAVE area for x87, SSE, AVX and AVX-512 state, used by the gate's instructions only. Its header is zero but for
+/// what XSAVE writes.
+#[repr(C, align(64))]
+pub(super) struct Vectors(core::cell::UnsafeCell<[u8; 2688]>);
 
 /// An OS thread that enters enclaves. The first fields have fixed offsets: see `transitions`.
 #[repr(C)]
@@ -684,6 +691,7 @@ impl TcsState {
             debug_opt_in: t.debug_opt_in,
             aligned: (t.ossa | t.ofsbase | t.ogsbase).is_multiple_of(PAGE),
             counts: [const { AtomicU64::new(0) }; 3],
+            vectors: Vectors(core::cell::UnsafeCell::new([0; 2688])),
         }
     }
 

@@ -439,26 +439,25 @@ enclos_emu_gate:
     mov rdi, [rdi]
     test rdi, rdi
     jz 8f
-    # x87 to AVX-512, as far as XFRM has it: compiled code is for SSE only, but what it calls to copy is not.
-    lea rsp, [rbp - 2688 - 8]
-    and rsp, -64
-    xor eax, eax
-    .irp at, 512, 520, 528, 536, 544, 552, 560, 568
-    mov [rsp + \at], rax
-    .endr
+    # x87 to AVX-512, as far as XFRM has it: compiled code is for SSE only, but what it calls to copy is not. Not on the
+    # enclave's stack, which may be small.
+    sub rsp, 16
+    and rsp, -16
+    mov [rsp], rdi
+    mov rsi, rcx
     mov eax, [rdi + 80]
     and eax, 0xe7
-    mov [rbp - 8], rax
-    mov rsi, rcx
     xor edx, edx
-    xsave64 [rsp]
+    xsave64 [rdi + {vectors}]
     mov rdx, rsi
     mov rsi, rbx
     call qword ptr [rip + enclos_emu_gate + 0x120]
+    mov rdi, [rsp]
     mov rcx, rax
-    mov rax, [rbp - 8]
+    mov eax, [rdi + 80]
+    and eax, 0xe7
     xor edx, edx
-    xrstor64 [rsp]
+    xrstor64 [rdi + {vectors}]
     mov rax, rcx
     bt rax, 32
     jc 8f
@@ -490,4 +489,5 @@ enclos_emu_gate_end:
     arena_start = sym super::thread::ARENA_START,
     arena_size = sym super::thread::ARENA_SIZE,
     context_to_stack = const CONTEXT_TO_STACK,
+    vectors = const offset_of!(TcsState, vectors),
 );
