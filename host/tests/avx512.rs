@@ -68,10 +68,15 @@ fn it_is_there_where_image_and_platform_have_it() {
         area: xfrm::BASE_AREA as u32,
         end: 0,
         more_state: false,
+        large_frames: false,
     };
     let plain = support::sign(CONFIG, false);
     let lacking = start(image(), Emulator::on(machine(xfrm::BASE)));
-    assert_eq!(lacking.guest.processor(), Ok(base), "the platform lacks it");
+    assert_eq!(
+        lacking.guest.processor(),
+        Ok(Processor { large_frames: true, ..base }),
+        "the platform lacks it"
+    );
     let unasked = start(&plain, Emulator::on(machine(!0)));
     assert_eq!(unasked.guest.processor(), Ok(base), "the image does not ask for it");
     assert!(lacking.guest.keep_vectors(0, Call::None).is_err());
@@ -85,6 +90,7 @@ fn it_is_there_where_image_and_platform_have_it() {
         components: 0xe7,
         area: xfrm::LARGEST_AREA as u32,
         end: xfrm::LARGEST_AREA as u32,
+        large_frames: true,
         ..base
     };
     assert_eq!(both.guest.processor(), Ok(with));

@@ -69,6 +69,8 @@ pub struct Processor {
     pub end: u32,
     /// AMX, AVX10, PKU in leaf 7.
     pub more_state: bool,
+    /// Does the auxiliary vector say that a signal handler's frame is larger than such an area?
+    pub large_frames: bool,
 }
 
 /// A Linux call.

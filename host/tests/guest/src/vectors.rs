@@ -27,6 +27,8 @@ pub(crate) fn processor() -> Processor {
             || leaf.edx & (1 << 22 | 1 << 24 | 1 << 25) != 0
             || more.edx & 1 << 19 != 0
             || end(9) | end(17) | end(18) != 0,
+        // SAFETY: reads the auxiliary vector.
+        large_frames: unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } > u64::from(state.ebx),
     }
 }
 
