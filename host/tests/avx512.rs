@@ -94,6 +94,11 @@ fn it_is_there_where_image_and_platform_have_it() {
         ..base
     };
     assert_eq!(both.guest.processor(), Ok(with));
+    let numbers = |seed: i32| (0..1003).map(|i: i32| i.wrapping_mul(seed)).collect::<Vec<_>>();
+    let (a, b) = (numbers(0x1234_5679), numbers(0x0fed_cba9));
+    let expected = a.iter().zip(&b).map(|(a, b)| i64::from(*a) * i64::from(*b)).fold(0, i64::wrapping_add);
+    assert_eq!(both.guest.dot(&a, &b), Ok(Some(expected)));
+    assert_eq!(lacking.guest.dot(&a, &b), Ok(None));
     assert_eq!(both.guest.identity(), lacking.guest.identity(), "one image, one measurement");
     assert_ne!(both.guest.identity().unwrap().0, unasked.guest.identity().unwrap().0, "asking is measured");
 }

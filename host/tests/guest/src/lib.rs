@@ -50,6 +50,8 @@ pub trait Guest {
     /// Fills ZMM0 to ZMM31 and the mask registers, computes for so many rounds, makes the Linux call, and says which
     /// registers have other values then: bit 0 is ZMM0, bit 32 is K0. And the result of the call.
     fn keep_vectors(&self, rounds: u64, call: Call) -> Result<(u64, i64), String>;
+    /// The sum of products, by AVX-512; `None` where it is not there.
+    fn dot(&self, a: &[i32], b: &[i32]) -> Option<i64>;
     /// What a file has in it.
     fn contents(&self, path: &str) -> Result<Vec<u8>, String>;
 }

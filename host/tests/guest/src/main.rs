@@ -190,6 +190,11 @@ impl Guest for Program {
         vectors::keep(rounds, &call).map_err(|e| e.to_string())
     }
 
+    fn dot(&self, a: &[i32], b: &[i32]) -> Option<i64> {
+        // SAFETY: AVX-512 is there.
+        is_x86_feature_detected!("avx512f").then(|| unsafe { vectors::dot(a, b) })
+    }
+
     fn contents(&self, path: &str) -> Result<Vec<u8>, String> {
         std::fs::read(path).map_err(|e| e.to_string())
     }
