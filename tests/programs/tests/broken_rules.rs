@@ -212,7 +212,6 @@ fn registers_of_avx512_do_not_leak() {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn call_and_look(p: &Parked, what: u64) -> (u32, u64, [u64; 264]) {
     let mut run = Run::new(p.tcs[0]);
     let function = p.enclave.initialized().enter_function();

@@ -88,7 +88,9 @@ pub(crate) fn keep(rounds: u64, call: &Call) -> io::Result<(u64, i64)> {
 }
 
 /// Number -1: no call. A call's further arguments are those of mmap(2) of anonymous memory.
-#[target_feature(enable = "avx512f,avx512bw")]
+///
+/// Compiled code around it knows nothing of ZMM16 to ZMM31, the upper halves and the mask registers: Rust 1.88 has no
+/// AVX-512.
 unsafe fn across(
     number: i64,
     [a, b, c]: [u64; 3],
@@ -125,37 +127,37 @@ unsafe fn across(
             in("rdi") a, in("rsi") b, in("rdx") c, in("r10") libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             in("r8") -1_i64, in("r9") 0,
             in("r12") set, in("r13") after, inout("r14") rounds => _,
-            out("rcx") _, out("r11") _,
-            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
-            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-            out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
-            out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
-            out("zmm30") _, out("zmm31") _,
-            out("k0") _, out("k1") _, out("k2") _, out("k3") _, out("k4") _, out("k5") _, out("k6") _,
-            out("k7") _,
+            clobber_abi("sysv64"),
         );
     }
     result
 }
 
-/// Eight products at a time, those of what is left over under a mask.
-#[target_feature(enable = "avx512f")]
-pub(crate) fn dot(a: &[i32], b: &[i32]) -> i64 {
-    use std::arch::x86_64::*;
-    let mut sum = _mm512_setzero_si512();
+/// Eight products at a time, those of what is left over under a mask. Call it where AVX-512 is only.
+pub(crate) unsafe fn dot(a: &[i32], b: &[i32]) -> i64 {
+    let mut sum = [0_i64; 8];
     for (a, b) in a.chunks(8).zip(b.chunks(8)) {
-        let wide = |part: &[i32]| {
-            let mut whole = [-1_i32; 16];
-            whole[..part.len()].copy_from_slice(part);
-            // SAFETY: 64 bytes, at any alignment.
-            let lower = _mm512_castsi512_si256(unsafe { _mm512_loadu_si512(whole.as_ptr().cast()) });
-            _mm512_cvtepi32_epi64(lower)
-        };
-        let present = (1_u16 << a.len().min(b.len())) - 1;
-        sum = _mm512_mask_add_epi64(sum, present as u8, sum, _mm512_mul_epi32(wide(a), wide(b)));
+        let whole = |part: &[i32]| -> [i32; 8] { std::array::from_fn(|i| *part.get(i).unwrap_or(&-1)) };
+        let (x, y) = (whole(a), whole(b));
+        let present = (1_u32 << a.len().min(b.len())) - 1;
+        // SAFETY: the caller's contract; arrays of eight.
+        unsafe {
+            asm!(
+                "kmovw k1, {present:e}",
+                "vmovdqu64 zmm2, [{sum}]",
+                "vpmovsxdq zmm0, [{x}]",
+                "vpmovsxdq zmm1, [{y}]",
+                "vpmuldq zmm0, zmm0, zmm1",
+                "vpaddq zmm2{{k1}}, zmm2, zmm0",
+                "vmovdqu64 [{sum}], zmm2",
+                "vzeroupper",
+                present = in(reg) present,
+                sum = in(reg) sum.as_mut_ptr(), x = in(reg) x.as_ptr(), y = in(reg) y.as_ptr(),
+                out("xmm0") _, out("xmm1") _, out("xmm2") _,
+            );
+        }
     }
-    _mm512_reduce_add_epi64(sum)
+    sum.into_iter().fold(0, i64::wrapping_add)
 }
 
 extern "C" fn clobber(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
