@@ -190,10 +190,7 @@ fn follow(
 }
 
 /// The results of each, of one run for all. `None`: there are none, or not as many rows as there should be.
-fn together(
-    engine: &dyn Engine,
-    members: &[(Arc<Vec<Tensor>>, usize)],
-) -> Option<Vec<Option<Vec<Tensor>>>> {
+fn together(engine: &dyn Engine, members: &[(Arc<Vec<Tensor>>, usize)]) -> Option<Vec<Option<Vec<Tensor>>>> {
     let inputs = (0..engine.inputs().len())
         .map(|i| Tensor::joined(members.iter().map(|(inputs, _)| &inputs[i])))
         .collect::<Option<Vec<_>>>()?;
@@ -225,4 +222,277 @@ fn key(inputs: &[Tensor]) -> Key {
 /// What a panicking thread left behind is whole: every change under these locks is one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::testing::{TREE, convolutions, labels, linear, model, perceptron};
+    use crate::{Data, Kind, Port, load};
+
+    const LONG: Duration = MAX_DELAY;
+
+    /// Doubles numbers. Rows with a negative number fail, and with 666 it panics.
+    struct Doubles {
+        ports: Vec<Port>,
+        calls: Mutex<Vec<usize>>,
+        /// It says one row too few when there are several.
+        is_short: AtomicBool,
+    }
+
+    impl Doubles {
+        fn new(length: Option<usize>) -> Self {
+            let shape = Some(vec![None, length]);
+            let port = Port { name: "x".into(), data_type: DataType::F32, shape };
+            Self { ports: vec![port], calls: Mutex::default(), is_short: AtomicBool::new(false) }
+        }
+
+        /// Of each call how many rows it had, in order.
+        fn calls(&self) -> Vec<usize> {
+            let mut calls = std::mem::take(&mut *lock(&self.calls));
+            calls.sort_unstable();
+            calls
+        }
+    }
+
+    impl Engine for Doubles {
+        fn name(&self) -> &'static str {
+            "doubles"
+        }
+        fn inputs(&self) -> &[Port] {
+            &self.ports
+        }
+        fn outputs(&self) -> &[Port] {
+            &self.ports
+        }
+        fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RunError> {
+            let (x, rows) = (inputs[0].floats().unwrap(), inputs[0].shape()[0]);
+            lock(&self.calls).push(rows);
+            assert!(!x.contains(&666.0), "on purpose");
+            if x.iter().any(|x| *x < 0.0) {
+                return Err(RunError::Engine { engine: "doubles", reason: "negative".into() });
+            }
+            let all = Tensor::new(inputs[0].shape().to_vec(), Data::F32(x.iter().map(|x| 2.0 * x).collect()));
+            let all = all.unwrap();
+            match self.is_short.load(Ordering::SeqCst) && rows > 1 {
+                true => Ok(vec![all.rows(0, rows - 1).unwrap()]),
+                false => Ok(vec![all]),
+            }
+        }
+    }
+
+    fn tensor(rows: usize, length: usize, first: f32) -> Vec<Tensor> {
+        let data = (0..rows * length).map(|i| first + i as f32).collect();
+        vec![Tensor::new(vec![rows, length], Data::F32(data)).unwrap()]
+    }
+
+    fn doubled(inputs: &[Tensor]) -> Vec<Tensor> {
+        let data = inputs[0].floats().unwrap().iter().map(|x| 2.0 * x).collect();
+        vec![Tensor::new(inputs[0].shape().to_vec(), Data::F32(data)).unwrap()]
+    }
+
+    /// Until so many rows wait in open batches.
+    fn wait_for(batcher: &Batcher, rows: usize) {
+        let begun = Instant::now();
+        while lock(&batcher.open).iter().map(|batch| lock(&batch.state).rows).sum::<usize>() != rows {
+            assert!(begun.elapsed() < LONG, "{rows} rows never came");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn requests_run_in_one_go_and_each_gets_its_rows() {
+        let (engine, batcher) = (Doubles::new(Some(3)), Batcher::new(8, LONG));
+        // One after the other, so that each finds the batch as expected; the last fills it.
+        std::thread::scope(|scope| {
+            for (waiting, rows, first) in [(0, 1, 10.0), (1, 3, 20.0), (4, 2, 40.0), (6, 2, 60.0)] {
+                let (engine, batcher) = (&engine, &batcher);
+                wait_for(batcher, waiting);
+                scope.spawn(move || {
+                    let inputs = tensor(rows, 3, first);
+                    assert_eq!(batcher.run(engine, inputs.clone()), Ok(doubled(&inputs)));
+                });
+            }
+        });
+        assert_eq!(engine.calls(), [8]);
+        assert!(lock(&batcher.open).is_empty());
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_the_delay() {
+        let (engine, batcher) = (Doubles::new(Some(3)), Batcher::new(8, Duration::from_millis(20)));
+        let begun = Instant::now();
+        let inputs = tensor(2, 3, 1.0);
+        assert_eq!(batcher.run(&engine, inputs.clone()), Ok(doubled(&inputs)));
+        assert!(begun.elapsed() >= Duration::from_millis(20) && begun.elapsed() < LONG);
+        assert_eq!(engine.calls(), [2]);
+        // As many rows as a batch has wait for nobody; nor do none.
+        let batcher = Batcher::new(8, LONG);
+        let begun = Instant::now();
+        for rows in [8, 9, 0] {
+            let inputs = tensor(rows, 3, 1.0);
+            assert_eq!(batcher.run(&engine, inputs.clone()), Ok(doubled(&inputs)));
+        }
+        assert!(begun.elapsed() < LONG / 2);
+        assert_eq!(engine.calls(), [0, 8, 9]);
+    }
+
+    /// What does not fit begins another batch, and the one before waits no longer.
+    #[test]
+    fn a_batch_has_no_more_rows_than_it_may() {
+        let (engine, batcher) = (Doubles::new(Some(3)), Batcher::new(4, LONG));
+        std::thread::scope(|scope| {
+            for (waiting, rows, first) in [(0, 3, 10.0), (3, 2, 20.0), (2, 2, 40.0)] {
+                let (engine, batcher) = (&engine, &batcher);
+                wait_for(batcher, waiting);
+                scope.spawn(move || {
+                    let inputs = tensor(rows, 3, first);
+                    assert_eq!(batcher.run(engine, inputs.clone()), Ok(doubled(&inputs)));
+                });
+            }
+        });
+        assert_eq!(engine.calls(), [3, 4]);
+    }
+
+    #[test]
+    fn other_shapes_go_to_another_batch() {
+        let (engine, batcher) = (Doubles::new(None), Batcher::new(2, LONG));
+        std::thread::scope(|scope| {
+            for (waiting, length) in [(0, 3), (1, 5), (2, 3), (1, 5)] {
+                let (engine, batcher) = (&engine, &batcher);
+                wait_for(batcher, waiting);
+                scope.spawn(move || {
+                    let inputs = tensor(1, length, 7.0);
+                    assert_eq!(batcher.run(engine, inputs.clone()), Ok(doubled(&inputs)));
+                });
+            }
+        });
+        assert_eq!(engine.calls(), [2, 2]);
+    }
+
+    #[test]
+    fn a_bad_request_fails_alone() {
+        let (engine, batcher) = (Doubles::new(Some(3)), Batcher::new(3, LONG));
+        std::thread::scope(|scope| {
+            for (waiting, first) in [(0, 1.0), (1, -7.0), (2, 4.0)] {
+                let (engine, batcher) = (&engine, &batcher);
+                wait_for(batcher, waiting);
+                scope.spawn(move || {
+                    let inputs = tensor(1, 3, first);
+                    match (batcher.run(engine, inputs.clone()), first < 0.0) {
+                        (Err(RunError::Engine { reason, .. }), true) => assert_eq!(reason, "negative"),
+                        (result, is_bad) => {
+                            assert!(!is_bad);
+                            assert_eq!(result, Ok(doubled(&inputs)));
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(engine.calls(), [1, 1, 1, 3]);
+        // What the model does not take never gets into a batch.
+        let begun = Instant::now();
+        assert!(matches!(batcher.run(&engine, tensor(1, 4, 1.0)), Err(RunError::Input { .. })));
+        assert!(matches!(batcher.run(&engine, vec![]), Err(RunError::Input { .. })));
+        assert!(begun.elapsed() < LONG / 2 && engine.calls().is_empty());
+    }
+
+    #[test]
+    fn results_without_their_rows_are_not_given_out() {
+        let (engine, batcher) = (Doubles::new(Some(3)), Batcher::new(2, LONG));
+        engine.is_short.store(true, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            for (waiting, first) in [(0, 1.0), (1, 5.0)] {
+                let (engine, batcher) = (&engine, &batcher);
+                wait_for(batcher, waiting);
+                scope.spawn(move || {
+                    let inputs = tensor(1, 3, first);
+                    assert_eq!(batcher.run(engine, inputs.clone()), Ok(doubled(&inputs)));
+                });
+            }
+        });
+        assert_eq!(engine.calls(), [1, 1, 2]);
+    }
+
+    /// A panic of the thread that runs a batch is that thread's; the others run by themselves.
+    #[test]
+    fn a_panic_leaves_nobody_waiting() {
+        let (engine, batcher) = (Doubles::new(Some(1)), Batcher::new(3, LONG));
+        let answered = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let (engine, batcher, answered) = (&engine, &batcher, &answered);
+            let leader = scope.spawn(move || batcher.run(engine, tensor(1, 1, 666.0)));
+            for waiting in [1, 2] {
+                wait_for(batcher, waiting);
+                scope.spawn(move || {
+                    let inputs = tensor(1, 1, waiting as f32);
+                    assert_eq!(batcher.run(engine, inputs.clone()), Ok(doubled(&inputs)));
+                    answered.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+            assert!(leader.join().is_err());
+        });
+        assert_eq!(answered.into_inner(), 2);
+        assert_eq!(engine.calls(), [1, 1, 3]);
+        let inputs = tensor(3, 1, 1.0);
+        assert_eq!(batcher.run(&engine, inputs.clone()), Ok(doubled(&inputs)));
+    }
+
+    /// Every engine, with every model that it runs: rows come out together as alone, whatever is before and behind them.
+    #[test]
+    fn rows_of_models_that_are_proven_come_out_alike() {
+        let files =
+            [TREE.to_vec(), model(perceptron()), model(labels()), model(linear()), model(convolutions())];
+        let mut compared = 0;
+        for file in &files {
+            assert_eq!(crate::independent_rows(file), Ok(()));
+            for engine in Kind::ALL.iter().filter_map(|kind| kind.load(file, false).ok()) {
+                let shape = engine.inputs()[0].shape.clone().unwrap();
+                let row: Vec<usize> = shape[1..].iter().map(|d| d.unwrap()).collect();
+                let length = row.iter().product::<usize>();
+                let rows = 40;
+                let data = (0..rows * length).map(|i| ((i * 37 + i / length * 11) % 101) as f32 / 7.0 - 5.0);
+                let all = Tensor::new([vec![rows], row].concat(), Data::F32(data.collect())).unwrap();
+                let alone: Vec<Vec<Tensor>> =
+                    (0..rows).map(|i| engine.run(&[all.rows(i, 1).unwrap()]).unwrap()).collect();
+                let mut at = 0;
+                for size in [1, 2, 3, 5, 8, 13, 8] {
+                    let together = engine.run(&[all.rows(at, size).unwrap()]).unwrap();
+                    for i in 0..size {
+                        for (together, alone) in together.iter().zip(&alone[at + i]) {
+                            let is = together.rows(i, 1).unwrap();
+                            assert!(
+                                crate::choice::is_close(&is, alone),
+                                "{}: {is:?}, {alone:?}",
+                                engine.name()
+                            );
+                            compared += 1;
+                        }
+                    }
+                    at += size;
+                }
+                assert_eq!(at, rows);
+            }
+        }
+        // The evaluator runs all but the convolutions.
+        assert!(compared >= 40 * (2 + 1 + 1 + 2), "{compared}");
+    }
+
+    #[test]
+    fn what_is_not_proven_is_not_batched() {
+        let choice = load(TREE).unwrap();
+        let batcher = choice.batcher(TREE, 1000, Duration::from_secs(60)).unwrap();
+        assert_eq!((batcher.max_size(), batcher.max_delay()), (MAX_BATCH, MAX_DELAY));
+        let mut graph = perceptron();
+        graph.initializer[1].dims = vec![2, 5];
+        graph.initializer[1].float_data = vec![0.5; 10];
+        let file = model(graph);
+        // It loads, and even runs one row; but not into one row.
+        let choice = load(&file).unwrap();
+        let reason = choice.batcher(&file, 8, MAX_DELAY).err().unwrap();
+        assert!(reason.contains("the-Add") && reason.contains("across rows"), "{reason}");
+    }
 }

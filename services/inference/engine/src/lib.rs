@@ -22,6 +22,8 @@ mod rows;
 #[cfg(feature = "engines")]
 mod rten;
 mod tensor;
+#[cfg(test)]
+mod testing;
 #[cfg(feature = "engines")]
 mod tract;
 mod trees;

@@ -224,7 +224,9 @@ fn version(
 /// Names are given once: which of two values an engine would take is anyone's guess.
 fn define<'a>(values: &mut HashMap<&'a str, Value>, name: &'a str, value: Value) -> Result<(), String> {
     let (rank, numbers) = match &value {
-        Fixed { shape, numbers } => (shape.as_ref().map_or(0, Vec::len), numbers.as_ref().map_or(0, Vec::len)),
+        Fixed { shape, numbers } => {
+            (shape.as_ref().map_or(0, Vec::len), numbers.as_ref().map_or(0, Vec::len))
+        }
         Rows(row) => (row.len() + 1, 0),
         Value::Numbers { entries, .. } => (1, entries.len()),
         Flat => (0, 0),
@@ -249,9 +251,10 @@ fn inputs<'a>(graph: &'a GraphProto, values: &mut HashMap<&'a str, Value>) -> Re
         let Some(shape) = shape else {
             return Err(format!("the model does not say which dimensions the input {:?} has", input.name));
         };
-        let mut dimensions = shape.dim.iter().map(|d| {
-            d.dim_value.filter(|d| *d > 0).map(|d| usize::try_from(d).unwrap_or(usize::MAX))
-        });
+        let mut dimensions = shape
+            .dim
+            .iter()
+            .map(|d| d.dim_value.filter(|d| *d > 0).map(|d| usize::try_from(d).unwrap_or(usize::MAX)));
         match dimensions.next() {
             Some(None) => define(values, &input.name, Rows(dimensions.collect()))?,
             Some(Some(length)) => {
@@ -488,11 +491,11 @@ fn broadcast_dimension(a: Dimension, b: Dimension) -> Dimension {
 /// Broadcasting of values as they are ("Broadcasting in ONNX", multidirectional). Rows stay rows if no other value has more
 /// dimensions, or another first one.
 fn broadcast(values: &[&Value]) -> Result<Value, String> {
-    if let [one] = values {
-        return Ok((*one).clone());
-    }
     if values.iter().any(|v| matches!(v, Value::Numbers { .. }) && !v.is_fixed()) {
         return Err("it computes with the number of rows".into());
+    }
+    if let [one] = values {
+        return Ok((*one).clone());
     }
     let shapes: Vec<Option<Vec<usize>>> = values.iter().filter_map(|v| v.shape_if_fixed()).collect();
     if shapes.len() == values.len() {
@@ -669,7 +672,9 @@ fn of_onnx(operator: &str, node: &Node<'_>) -> Result<Vec<Value>, String> {
         _ => {}
     }
     let is_vector = |v: &Value| matches!(v, Value::Numbers { .. });
-    if node.given(0).is_some_and(|v| is_vector(v) || all_fixed) || node.inputs.iter().flatten().any(|v| is_vector(v)) {
+    if node.given(0).is_some_and(|v| is_vector(v) || all_fixed)
+        || node.inputs.iter().flatten().any(|v| is_vector(v))
+    {
         if let Some(value) = of_numbers(operator, node)? {
             return one(value);
         }
@@ -708,9 +713,7 @@ fn of_numbers(operator: &str, node: &Node<'_>) -> Result<Option<Value>, String> 
             numbers(false, entries).map(Some)
         }
         "Squeeze"
-            if !scalar
-                && entries.len() == 1
-                && axes(13)?.is_none_or(|axes| matches!(axes[..], [0 | -1])) =>
+            if !scalar && entries.len() == 1 && axes(13)?.is_none_or(|axes| matches!(axes[..], [0 | -1])) =>
         {
             numbers(true, entries).map(Some)
         }
@@ -727,14 +730,17 @@ fn of_numbers(operator: &str, node: &Node<'_>) -> Result<Option<Value>, String> 
         }
         "Slice" if !scalar => {
             let Some(pieces) = slices(node)? else { return Ok(None) };
-            let [Slice { axis: 0 | -1, start: Some(start), end: Some(end), step: Some(1) }] = pieces[..] else {
+            let [Slice { axis: 0 | -1, start: Some(start), end: Some(end), step: Some(1) }] = pieces[..]
+            else {
                 return Ok(None);
             };
             let (from, to) = bounds(start, end, entries.len());
             numbers(false, entries[from..to].to_vec()).map(Some)
         }
         "Add" | "Sub" | "Mul" => {
-            let Some((other_scalar, others)) = node.given(1).and_then(Value::entries) else { return Ok(None) };
+            let Some((other_scalar, others)) = node.given(1).and_then(Value::entries) else {
+                return Ok(None);
+            };
             let known = |entry: Entry| match entry {
                 Entry::Known(n) => Some(n),
                 _ => None,
@@ -810,7 +816,11 @@ fn of_constants(operator: &str, node: &Node<'_>) -> Result<Value, String> {
 
 /// The operators of [`OPERATORS`] from the first to those with broadcasting.
 fn is_elementwise(operator: &str) -> bool {
-    OPERATORS.iter().map(|(name, _)| *name).take_while(|name| *name != "AveragePool").any(|name| name == operator)
+    OPERATORS
+        .iter()
+        .map(|(name, _)| *name)
+        .take_while(|name| *name != "AveragePool")
+        .any(|name| name == operator)
 }
 
 fn constant(node: &Node<'_>) -> Result<Value, String> {
@@ -977,9 +987,8 @@ fn slices(node: &Node<'_>) -> Result<Option<Vec<Slice>>, String> {
     if [ends.len(), axes.len(), steps.len()].iter().any(|length| *length != count) {
         return Err("its starts, ends, axes and steps are not as many".into());
     }
-    let all = (0..count).map(|i| {
-        Some(Slice { axis: axes[i]?, start: starts[i], end: ends[i], step: steps[i] })
-    });
+    let all =
+        (0..count).map(|i| Some(Slice { axis: axes[i]?, start: starts[i], end: ends[i], step: steps[i] }));
     Ok(all.collect())
 }
 
@@ -1069,7 +1078,10 @@ fn matmul(node: &Node<'_>) -> Result<Value, String> {
     let (a, b) = (node.input(0)?, node.input(1)?);
     let across = || Err("it multiplies across rows".to_owned());
     let known = |v: &Value| {
-        v.shape_if_fixed().flatten().filter(|s| !s.is_empty()).ok_or_else(|| "it multiplies with what is not known".to_owned())
+        v.shape_if_fixed()
+            .flatten()
+            .filter(|s| !s.is_empty())
+            .ok_or_else(|| "it multiplies with what is not known".to_owned())
     };
     // Dimensions between the first and the last two, broadcast.
     let between = |row: &[Dimension], other: &[Dimension]| {
@@ -1144,7 +1156,11 @@ fn gemm(node: &Node<'_>) -> Result<Value, String> {
 
 /// Lengths of a window's results along the axes behind the channels, where all is known. `weights` are the window's lengths as a
 /// convolution's weights have them; pools have none.
-fn windows(node: &Node<'_>, spatial: &[Dimension], weights: Option<&[usize]>) -> Result<Vec<Dimension>, String> {
+fn windows(
+    node: &Node<'_>,
+    spatial: &[Dimension],
+    weights: Option<&[usize]>,
+) -> Result<Vec<Dimension>, String> {
     let auto = node.attribute("auto_pad", STRING)?.is_some_and(|a| !a.s.is_empty() && a.s != b"NOTSET");
     let ceil = node.has("ceil_mode") && node.int("ceil_mode", 0)? != 0;
     let named: Option<Vec<usize>> = match node.ints("kernel_shape")? {
@@ -1159,7 +1175,9 @@ fn windows(node: &Node<'_>, spatial: &[Dimension], weights: Option<&[usize]>) ->
         None => named.filter(|_| !node.has("dilations")),
     };
     let unknown = vec![None; spatial.len()];
-    let Some(kernel) = kernel.filter(|k| k.len() == spatial.len() && !auto && !ceil) else { return Ok(unknown) };
+    let Some(kernel) = kernel.filter(|k| k.len() == spatial.len() && !auto && !ceil) else {
+        return Ok(unknown);
+    };
     let count = spatial.len();
     let attribute = |name: &str, default: usize, length: usize| -> Result<Option<Vec<usize>>, String> {
         Ok(match node.ints(name)? {
@@ -1170,8 +1188,11 @@ fn windows(node: &Node<'_>, spatial: &[Dimension], weights: Option<&[usize]>) ->
             }
         })
     };
-    let (strides, dilations, pads) =
-        (attribute("strides", 1, count)?, attribute("dilations", 1, count)?, attribute("pads", 0, 2 * count)?);
+    let (strides, dilations, pads) = (
+        attribute("strides", 1, count)?,
+        attribute("dilations", 1, count)?,
+        attribute("pads", 0, 2 * count)?,
+    );
     let (Some(strides), Some(dilations), Some(pads)) = (strides, dilations, pads) else { return Ok(unknown) };
     let one = |i: usize| {
         let padded = spatial[i]?.checked_add(pads[i])?.checked_add(pads[count + i])?;
@@ -1488,8 +1509,419 @@ fn pad(node: &Node<'_>) -> Result<Value, String> {
     }
     for (i, d) in row.iter_mut().enumerate() {
         let added = pads[i + 1].checked_add(pads[rank + i + 1]);
-        let length = d.and_then(|d| i64::try_from(d).ok()).zip(added).and_then(|(d, added)| d.checked_add(added));
+        let length =
+            d.and_then(|d| i64::try_from(d).ok()).zip(added).and_then(|(d, added)| d.checked_add(added));
         *d = length.and_then(|length| usize::try_from(length).ok());
     }
     Ok(Rows(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{
+        TREE, convolutions, floats, graph, integers, labels, linear, model, model_of, node, perceptron,
+        value, weights,
+    };
+
+    fn proven(graph: GraphProto) {
+        assert_eq!(independent_rows(&model(graph)), Ok(()));
+    }
+
+    /// Refused, at a node of this operator, with these words.
+    fn refused(graph: GraphProto, operator: &str, words: &str) {
+        refused_of(graph, 17, operator, words);
+    }
+
+    fn refused_of(graph: GraphProto, version: i64, operator: &str, words: &str) {
+        let reason = independent_rows(&model_of(graph, version)).expect_err(operator);
+        assert!(reason.starts_with(&format!("node \"the-{operator}\" (")), "{reason}");
+        assert!(reason.contains(words), "{reason}");
+    }
+
+    /// One node, between rows of so many dimensions and the output.
+    fn of(x: &[i64], node: NodeProto, constants: Vec<TensorProto>) -> GraphProto {
+        graph(x, vec![node], constants)
+    }
+
+    #[test]
+    fn models_of_every_kind_are_proven() {
+        assert_eq!(independent_rows(TREE), Ok(()));
+        proven(perceptron());
+        proven(labels());
+        proven(linear());
+        proven(convolutions());
+    }
+
+    /// `x.view(x.size(0), -1)` and heads of attention, as torch exports them.
+    #[test]
+    fn shapes_that_are_computed_are_followed() {
+        let by_shape = |entries: [&str; 3], x: &[i64]| {
+            let nodes = vec![
+                node("Shape", &["x"], "shape"),
+                node("Gather", &["shape", "zero"], "n"),
+                node("Gather", &["shape", "one"], "m"),
+                node("Unsqueeze", &["n", "axes"], "rows"),
+                node("Unsqueeze", &["m", "axes"], "length"),
+                node("Concat", &entries, "wanted").int("axis", 0),
+                node("Reshape", &["x", "wanted"], "y"),
+            ];
+            let constants = vec![
+                integers("zero", &[], &[0]),
+                integers("one", &[], &[1]),
+                integers("axes", &[1], &[0]),
+                integers("open", &[1], &[-1]),
+                integers("two", &[1], &[2]),
+            ];
+            graph(x, nodes, constants)
+        };
+        proven(by_shape(["rows", "length", "open"], &[0, 0, 8]));
+        proven(by_shape(["rows", "two", "open"], &[0, 6]));
+        proven(by_shape(["rows", "open", "length"], &[0, 6]));
+        refused(by_shape(["open", "rows", "length"], &[0, 6]), "Reshape", "behind the first");
+        refused(by_shape(["length", "rows", "open"], &[0, 6]), "Reshape", "behind the first");
+        refused(by_shape(["length", "two", "open"], &[0, 6]), "Reshape", "does not begin");
+        refused(by_shape(["open", "two", "length"], &[0, 6]), "Reshape", "another length");
+        refused(by_shape(["open", "two", "length"], &[0, 0, 8]), "Reshape", "not known");
+
+        // With operator set 11 axes are attributes.
+        let nodes = vec![
+            node("Shape", &["x"], "shape"),
+            node("Slice", &["shape", "zero", "one", "zero"], "rows"),
+            node("Concat", &["rows", "open"], "wanted").int("axis", 0),
+            node("Reshape", &["x", "wanted"], "flat"),
+            node("Unsqueeze", &["flat"], "up").ints("axes", &[2]),
+            node("Squeeze", &["up"], "y").ints("axes", &[-1]),
+        ];
+        let constants =
+            vec![integers("zero", &[1], &[0]), integers("one", &[1], &[1]), integers("open", &[1], &[-1])];
+        assert_eq!(independent_rows(&model_of(graph(&[0, 2, 3], nodes, constants), 11)), Ok(()));
+
+        // A token that is put before every row's.
+        let nodes = vec![
+            node("Shape", &["x"], "shape"),
+            node("Gather", &["shape", "first"], "rows"),
+            node("Concat", &["rows", "ones", "width"], "wanted").int("axis", 0),
+            node("Expand", &["token", "wanted"], "tokens"),
+            node("Concat", &["tokens", "x"], "y").int("axis", 1),
+        ];
+        let constants = vec![
+            integers("first", &[1], &[0]),
+            integers("ones", &[1], &[1]),
+            integers("width", &[1], &[4]),
+            weights("token", &[1, 1, 4]),
+        ];
+        proven(graph(&[0, 6, 4], nodes, constants));
+    }
+
+    #[test]
+    fn what_works_across_rows_is_refused() {
+        refused(of(&[0, 3], node("Softmax", &["x"], "y").int("axis", 0), vec![]), "Softmax", "across rows");
+        refused(of(&[0, 3], node("Softmax", &["x"], "y").int("axis", -2), vec![]), "Softmax", "across rows");
+        refused(of(&[0], node("Softmax", &["x"], "y"), vec![]), "Softmax", "across rows");
+        proven(of(&[0, 3], node("Softmax", &["x"], "y").int("axis", -1), vec![]));
+        for axes in [&[0][..], &[1, 0], &[-2], &[]] {
+            let mean = node("ReduceMean", &["x"], "y").ints("axes", axes);
+            refused(of(&[0, 3], mean, vec![]), "ReduceMean", "across rows");
+        }
+        refused(of(&[0, 3], node("ReduceMean", &["x"], "y"), vec![]), "ReduceMean", "across rows");
+        refused(of(&[0, 3], node("ArgMax", &["x"], "y"), vec![]), "ArgMax", "across rows");
+        for (axes, is_proven) in [(vec![1], true), (vec![0], false)] {
+            let sum =
+                of(&[0, 3], node("ReduceSum", &["x", "axes"], "y"), vec![integers("axes", &[1], &axes)]);
+            assert_eq!(independent_rows(&model(sum)).is_ok(), is_proven);
+        }
+        let transposed =
+            |perm: &[i64]| of(&[0, 3, 4], node("Transpose", &["x"], "y").ints("perm", perm), vec![]);
+        proven(transposed(&[0, 2, 1]));
+        for perm in [&[1, 0, 2][..], &[2, 1, 0], &[0, 1, 1], &[0, 1], &[0, 0, 1]] {
+            refused(transposed(perm), "Transpose", "");
+        }
+        refused(of(&[0, 3], node("Transpose", &["x"], "y"), vec![]), "Transpose", "moves the first axis");
+        let training = node("BatchNormalization", &["x", "b", "b", "b", "b"], "y").int("training_mode", 1);
+        refused(of(&[0, 3], training, vec![weights("b", &[3])]), "BatchNormalization", "across rows");
+        refused(of(&[0, 3], node("Flatten", &["x"], "y").int("axis", 0), vec![]), "Flatten", "first axis");
+        refused(of(&[0, 0, 3], node("Flatten", &["x"], "y").int("axis", 2), vec![]), "Flatten", "first axis");
+        proven(of(&[0, 1, 3], node("Flatten", &["x"], "y").int("axis", 2), vec![]));
+        // Where the largest lie is counted through all rows.
+        let pool = node("MaxPool", &["x"], "y where").ints("kernel_shape", &[2, 2]);
+        refused(of(&[0, 1, 4, 4], pool, vec![]), "MaxPool", "first output");
+        let gather = |axis| {
+            of(&[0, 3], node("Gather", &["x", "i"], "y").int("axis", axis), vec![integers("i", &[1], &[0])])
+        };
+        refused(gather(0), "Gather", "across rows");
+        proven(gather(1));
+        let sliced = |axis, end| {
+            let constants = ["from", "to", "axes"].iter().zip([0, end, axis]);
+            let constants = constants.map(|(name, n)| integers(name, &[1], &[n])).collect();
+            of(&[0, 3], node("Slice", &["x", "from", "to", "axes"], "y"), constants)
+        };
+        refused(sliced(0, 1), "Slice", "some of the rows");
+        refused(sliced(0, i64::MAX), "Slice", "some of the rows");
+        refused(sliced(-2, 1), "Slice", "some of the rows");
+        proven(sliced(1, 2));
+        let split = |axis| of(&[0, 4], node("Split", &["x"], "y z").int("axis", axis), vec![]);
+        refused(split(0), "Split", "across rows");
+        proven(split(1));
+        let joined = |axis| of(&[0, 4], node("Concat", &["x", "x"], "y").int("axis", axis), vec![]);
+        refused(joined(0), "Concat", "across rows");
+        proven(joined(-1));
+        for squeeze in [node("Squeeze", &["x"], "y"), node("Squeeze", &["x", "axes"], "y")] {
+            refused(of(&[0, 1, 3], squeeze, vec![integers("axes", &[1], &[0])]), "Squeeze", "");
+        }
+        let unsqueeze =
+            |axis| of(&[0, 3], node("Unsqueeze", &["x", "axes"], "y"), vec![integers("axes", &[1], &[axis])]);
+        for axis in [0, -3] {
+            refused(unsqueeze(axis), "Unsqueeze", "across rows");
+        }
+        proven(unsqueeze(-1));
+        let padded =
+            |pads: &[i64]| of(&[0, 3], node("Pad", &["x", "pads"], "y"), vec![integers("pads", &[4], pads)]);
+        proven(padded(&[0, 1, 0, 1]));
+        for pads in [[1, 0, 0, 0], [0, 0, -1, 0]] {
+            refused(padded(&pads), "Pad", "adds rows");
+        }
+        refused(
+            of(&[0, 3], node("CumSum", &["x", "axis"], "y"), vec![integers("axis", &[], &[0])]),
+            "CumSum",
+            "across rows",
+        );
+    }
+
+    /// Before operator set 13 Softmax takes all axes from one on together.
+    #[test]
+    fn versions_decide() {
+        let softmax = |x: &[i64]| of(x, node("Softmax", &["x"], "y"), vec![]);
+        assert_eq!(independent_rows(&model_of(softmax(&[0, 3, 4]), 11)), Ok(()));
+        assert_eq!(independent_rows(&model_of(softmax(&[0, 3, 4]), 13)), Ok(()));
+        refused_of(softmax(&[0]), 11, "Softmax", "no axis 1");
+        let reduced = |attribute: bool| {
+            let sum = node("ReduceMax", if attribute { &["x"] } else { &["x", "axes"] }, "y");
+            let sum = if attribute { sum.ints("axes", &[1]) } else { sum };
+            of(&[0, 3], sum, vec![integers("axes", &[1], &[1])])
+        };
+        for (attribute, version, is_proven) in
+            [(true, 17, true), (true, 18, false), (false, 17, false), (false, 18, true)]
+        {
+            assert_eq!(independent_rows(&model_of(reduced(attribute), version)).is_ok(), is_proven);
+        }
+        for version in [0, 6, 26] {
+            let reason = independent_rows(&model_of(perceptron(), version)).unwrap_err();
+            assert!(reason.contains("operator set"), "{reason}");
+        }
+        let mut twice = ModelProto::decode(&*model(perceptron())).unwrap();
+        twice.opset_import.push(twice.opset_import[0].clone());
+        assert!(independent_rows(&twice.encode_to_vec()).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn broadcasting_across_rows_is_refused() {
+        let add = |x: &[i64], c: &[i64]| of(x, node("Add", &["x", "c"], "y"), vec![weights("c", c)]);
+        for c in [&[][..], &[3], &[1], &[1, 3]] {
+            proven(add(&[0, 3], c));
+        }
+        refused(add(&[0, 3], &[2, 3]), "Add", "across rows");
+        refused(add(&[0, 3], &[2, 1, 3]), "Add", "across rows");
+        refused(add(&[0, 3], &[1, 1, 3]), "Add", "across rows");
+        refused(add(&[0], &[3]), "Add", "across rows");
+        // Rows of which one has a dimension fewer: its first axis meets the second of the other.
+        let nodes = vec![
+            node("ReduceMax", &["x"], "m").ints("axes", &[1]).int("keepdims", 0),
+            node("Sub", &["x", "m"], "y"),
+        ];
+        refused(graph(&[0, 3], nodes, vec![]), "Sub", "different numbers of dimensions");
+        let nodes = vec![node("ReduceMax", &["x"], "m").ints("axes", &[1]), node("Sub", &["x", "m"], "y")];
+        proven(graph(&[0, 3], nodes, vec![]));
+        let gemm = |c: &[i64]| {
+            of(&[0, 3], node("Gemm", &["x", "B", "c"], "y"), vec![weights("B", &[3, 2]), weights("c", c)])
+        };
+        proven(gemm(&[2]));
+        proven(gemm(&[1, 2]));
+        refused(gemm(&[4, 2]), "Gemm", "across rows");
+        refused(of(&[0, 3], node("Gemm", &["x", "x"], "y").int("transA", 1), vec![]), "Gemm", "across rows");
+    }
+
+    #[test]
+    fn products_across_rows_are_refused() {
+        let product = |inputs: [&str; 2], x: &[i64], c: &[i64]| {
+            of(x, node("MatMul", &inputs, "y"), vec![weights("c", c)])
+        };
+        for (x, c) in [
+            (&[0, 3][..], &[3, 2][..]),
+            (&[0, 3], &[3]),
+            (&[0, 2, 3], &[3, 4]),
+            (&[0, 2, 3], &[1, 3, 4]),
+            (&[0, 5, 2, 3], &[5, 3, 4]),
+        ] {
+            proven(product(["x", "c"], x, c));
+        }
+        proven(product(["c", "x"], &[0, 3, 4], &[2, 3]));
+        proven(product(["x", "x"], &[0, 3, 3], &[1]));
+        for (inputs, x, c) in [
+            (["c", "x"], &[0, 3][..], &[2, 3][..]),
+            (["c", "x"], &[0, 3], &[3]),
+            (["c", "x"], &[0, 3, 4], &[2, 2, 3]),
+            (["x", "c"], &[0], &[3]),
+            (["x", "c"], &[0, 3], &[1, 3, 2]),
+            (["x", "c"], &[0, 2, 3], &[2, 3, 4]),
+            (["x", "x"], &[0, 3], &[1]),
+        ] {
+            refused(product(inputs, x, c), "MatMul", "across rows");
+        }
+    }
+
+    #[test]
+    fn rows_keep_their_length() {
+        let reshaped = |x: &[i64], to: &[i64]| {
+            of(x, node("Reshape", &["x", "to"], "y"), vec![integers("to", &[to.len() as i64], to)])
+        };
+        for to in [&[-1, 6][..], &[0, -1], &[0, 6], &[-1, 3, 2], &[-1, 1, 6], &[0, 0, -1]] {
+            proven(reshaped(&[0, 2, 3], to));
+        }
+        for to in [
+            &[-1, 3][..],
+            &[-1, 12],
+            &[-1],
+            &[1, -1],
+            &[2, -1],
+            &[6, -1],
+            &[-1, 0],
+            &[-1, -1],
+            &[-1, 0, 1],
+            &[0, -2],
+        ] {
+            refused(reshaped(&[0, 2, 3], to), "Reshape", "");
+        }
+        refused(reshaped(&[0, 0, 3], &[-1, 6]), "Reshape", "not known");
+        let zero = node("Reshape", &["x", "to"], "y").int("allowzero", 1);
+        refused(of(&[0, 3], zero, vec![integers("to", &[2], &[0, 3])]), "Reshape", "allowzero");
+        // A window that the weights do not have would make another length.
+        let mut odd = convolutions();
+        odd.initializer[0].dims = vec![2, 1, 1, 1];
+        odd.initializer[0].float_data.truncate(2);
+        refused(odd, "Conv", "kernel_shape");
+        let mut short = convolutions();
+        short.node[0].attribute.pop();
+        refused(short, "Reshape", "another length");
+    }
+
+    #[test]
+    fn the_number_of_rows_is_no_value() {
+        for (operator, words) in
+            [("Cast", "number of rows"), ("ConstantOfShape", "not followed"), ("Neg", "number of rows")]
+        {
+            let last = node(operator, &["shape"], "y");
+            let last = if operator == "Cast" { last.int("to", 1) } else { last };
+            let nodes =
+                vec![node("Shape", &["x"], "shape0"), node("Gather", &["shape0", "i"], "shape"), last];
+            refused(graph(&[0, 3], nodes, vec![integers("i", &[2], &[1, 0])]), operator, words);
+        }
+        let nodes = vec![node("Shape", &["x"], "s"), node("Mul", &["s", "x"], "y")];
+        refused(graph(&[0, 3], nodes, vec![]), "Mul", "number of rows");
+        // What is behind the first dimension is the same for all rows.
+        let nodes = vec![
+            node("Shape", &["x"], "s"),
+            node("Gather", &["s", "i"], "width"),
+            node("Cast", &["width"], "float").int("to", 1),
+            node("Div", &["x", "float"], "y"),
+        ];
+        proven(graph(&[0, 0], nodes, vec![integers("i", &[], &[1])]));
+        refused(of(&[0, 3], node("Size", &["x"], "y"), vec![]), "Size", "not followed");
+        let shape = of(&[0, 3], node("Shape", &["x"], "y"), vec![]);
+        let reason = independent_rows(&model(shape)).unwrap_err();
+        assert!(reason.contains("the output \"y\" has no row"), "{reason}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        for operator in ["NonZero", "RandomNormalLike", "Loop", "DynamicQuantizeLinear", "NoSuchOperator"] {
+            refused(of(&[0, 3], node(operator, &["x"], "y"), vec![]), operator, "not followed");
+        }
+        let mut inner = node("Relu", &["x"], "y");
+        inner.attribute.push(AttributeProto {
+            name: "body".into(),
+            g: Some(perceptron()),
+            ..Default::default()
+        });
+        refused(of(&[0, 3], inner, vec![]), "Relu", "a graph inside");
+        refused(of(&[0, 3], node("Relu", &["x"], "y").int("axis", 0), vec![]), "Relu", "the attribute axis");
+        let twice = node("Softmax", &["x"], "y").int("axis", 1).int("axis", 0);
+        refused(of(&[0, 3], twice, vec![]), "Softmax", "two attributes");
+        let typed = node("Softmax", &["x"], "y").floats("axis", &[1.0]);
+        refused(of(&[0, 3], typed, vec![]), "Softmax", "another type");
+        refused(
+            of(&[0, 3], NodeProto { domain: "org.example".into(), ..node("Relu", &["x"], "y") }, vec![]),
+            "Relu",
+            "domain",
+        );
+        refused(of(&[0, 3], node("Relu", &["later"], "y"), vec![]), "Relu", "no node before it");
+        let train = node("Dropout", &["x", "", "yes"], "y");
+        refused(of(&[0, 3], train, vec![integers("yes", &[], &[1])]), "Dropout", "inputs");
+        // One dimension would be one row to these.
+        refused(of(&[0], node("Normalizer", &["x"], "y").ml(), vec![]), "Normalizer", "dimensions");
+        let two = vec![
+            node("ArgMax", &["x"], "i").int("axis", 1),
+            node("ArrayFeatureExtractor", &["c", "i"], "y").ml(),
+        ];
+        refused(graph(&[0, 3, 2], two, vec![weights("c", &[3])]), "ArrayFeatureExtractor", "one a row");
+
+        let reason = |graph: GraphProto| independent_rows(&model(graph)).unwrap_err();
+        let mut shadowed = perceptron();
+        shadowed.node.insert(1, node("Relu", &["a"], "W"));
+        assert!(reason(shadowed).contains("\"W\" is made twice"));
+        let mut fixed_rows = perceptron();
+        fixed_rows.input[0] = value("x", 1, &[1, 4]);
+        assert!(reason(fixed_rows).contains("always of 1 rows"));
+        let mut scalar = perceptron();
+        scalar.input[0] = value("x", 1, &[]);
+        assert!(reason(scalar).contains("no dimensions"));
+        let mut unknown = perceptron();
+        unknown.input[0].r#type = None;
+        assert!(reason(unknown).contains("does not say"));
+        let mut constant = perceptron();
+        constant.output[0].name = "W".into();
+        assert!(reason(constant).contains("the output \"W\" has no row"));
+        let mut functions = ModelProto::decode(&*model(perceptron())).unwrap();
+        functions.functions.push(crate::proto::FunctionProto {});
+        assert!(independent_rows(&functions.encode_to_vec()).unwrap_err().contains("functions"));
+        assert!(independent_rows(&[0xff; 9]).is_err());
+    }
+
+    /// One parser joins two graphs, another takes the last: what is proven must be what runs.
+    #[test]
+    fn files_that_can_be_read_in_two_ways_are_refused() {
+        let file = model(perceptron());
+        assert_eq!(independent_rows(&file), Ok(()));
+        assert!(independent_rows(&[&file[..], &[0x3a, 0]].concat()).unwrap_err().contains("twice"));
+        // A node with a second operator.
+        let relu = node("Relu", &["x"], "y").encode_to_vec();
+        let both = [&relu[..], &[0x22, 3], b"Exp"].concat();
+        let inner = [&[0x0a, both.len() as u8], &both[..]].concat();
+        let whole = [&[0x3a, inner.len() as u8], &inner[..]].concat();
+        assert!(once(&whole, &MODEL).unwrap_err().contains("twice"));
+        let (length, places) = (file.len(), (0..file.len()).step_by(3));
+        for place in places {
+            for value in [0, 0x3a, 0xff] {
+                let mut damaged = file.clone();
+                damaged[place] = value;
+                let _ = independent_rows(&damaged);
+            }
+            let _ = independent_rows(&file[..length - place]);
+        }
+    }
+
+    #[test]
+    fn many_dimensions_end() {
+        let mut nodes = vec![node("Unsqueeze", &["x", "axes"], "v0")];
+        for i in 0..1000 {
+            nodes.push(node("Unsqueeze", &[&format!("v{i}"), "axes"], &format!("v{}", i + 1)));
+        }
+        refused(graph(&[0, 3], nodes, vec![integers("axes", &[1], &[1])]), "Unsqueeze", "more dimensions");
+        let mut nodes = vec![node("Shape", &["x"], "v0")];
+        for i in 0..100 {
+            let name = format!("v{i}");
+            nodes.push(node("Concat", &[&name, &name], &format!("v{}", i + 1)).int("axis", 0));
+        }
+        refused(graph(&[0, 3], nodes, vec![floats("c", &[], &[0.0])]), "Concat", "more than 64 numbers");
+    }
 }
