@@ -252,8 +252,10 @@ fn requests_of_several_clients_run_in_one_go_and_each_is_answered_as_alone() {
     // Four come, each with another row: a full batch waits for nobody. A busy machine may have one of them come late, but not
     // again and again.
     let rows: Vec<Vec<f32>> = (0..4).map(|i| (0..64).map(|j| ROW[(j + 9 * i) % 64]).collect()).collect();
-    let alone: Vec<Value> =
-        rows.iter().map(|row| ask("POST", "/v2/models/alone/infer", request(row)).0["outputs"].clone()).collect();
+    let alone: Vec<Value> = rows
+        .iter()
+        .map(|row| ask("POST", "/v2/models/alone/infer", request(row)).0["outputs"].clone())
+        .collect();
     assert!(alone.iter().any(|outputs| outputs != &alone[0]), "rows that are told apart");
     let is_full = (0..8).any(|_| {
         let answers: Vec<(Value, Duration)> = std::thread::scope(|scope| {
