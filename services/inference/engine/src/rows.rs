@@ -676,13 +676,11 @@ fn of_onnx(operator: &str, node: &Node<'_>) -> Result<Vec<Value>, String> {
         }
         _ => {}
     }
-    let is_vector = |v: &Value| matches!(v, Value::Numbers { .. });
-    if node.given(0).is_some_and(|v| is_vector(v) || all_fixed)
-        || node.inputs.iter().flatten().any(|v| is_vector(v))
+    let has_numbers = node.inputs.iter().flatten().any(|v| matches!(v, Value::Numbers { .. }));
+    if (all_fixed || has_numbers)
+        && let Some(value) = of_numbers(operator, node)?
     {
-        if let Some(value) = of_numbers(operator, node)? {
-            return one(value);
-        }
+        return one(value);
     }
     if all_fixed {
         // Random numbers are not among the operators known here; what Dropout does in training is.
