@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use enclos::quoting::QuotingServer;
 use enclos_host::{Enclave, PlatformChoice, StartError};
-use enclos_inference::Settings;
+use enclos_inference::{MAX_BATCH_SIZE, MAX_QUEUE_DELAY, Settings};
 use enclos_inference_host::{Config, Event, Limits, ModelFile, Server};
 use enclos_key_broker::client::BrokerClient;
 use enclos_pack::sign::hex;
@@ -75,7 +75,7 @@ pub(crate) struct Args {
     /// Versions of a model that are served at once; clients who verified an older one finish with it
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     versions: usize,
-    /// Requests in the enclave at once; default: one a CPU
+    /// Requests in the enclave at once; default: one a CPU, with --max-batch-size as many as its threads
     #[arg(long, value_name = "COUNT")]
     parallel: Option<usize>,
     /// Requests that wait for others; more are answered 503
@@ -93,6 +93,13 @@ pub(crate) struct Args {
     /// Pad replies to powers of two from here, in bytes; at least (and by default) 1024
     #[arg(long, value_name = "BYTES")]
     bucket: Option<u64>,
+    /// Run a model on up to so many rows of requests that come together, where no row's result depends on another; 1 (the
+    /// default): on each request alone
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BATCH_SIZE)))]
+    max_batch_size: Option<u32>,
+    /// How long a request waits for others, in microseconds; at most 1000000, by default 500
+    #[arg(long, value_name = "MICROSECONDS", requires = "max_batch_size", value_parser = clap::value_parser!(u64).range(..=MAX_QUEUE_DELAY))]
+    max_queue_delay: Option<u64>,
     /// Who releases the keys of encrypted models (`enclos key-broker`), such as https://broker.example:8095
     #[arg(long, value_name = "URL")]
     key_broker: Option<String>,
@@ -214,14 +221,21 @@ fn key_broker(args: &Args, quoting: Option<&EmulatedQuoting>) -> Result<Option<A
 fn config(args: &Args, key_broker: Option<Arc<BrokerClient>>) -> Config {
     let mut limits =
         Limits { queue: args.queue, request: args.timeout, body: args.max_request, ..Limits::default() };
-    limits.parallel = args.parallel.unwrap_or(limits.parallel);
+    // Requests wait for each other inside.
+    let together = args.max_batch_size.map_or(1, |rows| rows as usize);
+    limits.parallel = args.parallel.unwrap_or(limits.parallel.max(together));
     Config {
         listen: args.listen,
         models: args.models.iter().map(|m| m.0.clone()).collect(),
         key_broker,
         watch: args.watch,
         versions: args.versions,
-        settings: Settings { key_lifetime: args.key_lifetime, smallest_bucket: args.bucket },
+        settings: Settings {
+            key_lifetime: args.key_lifetime,
+            smallest_bucket: args.bucket,
+            max_batch_size: args.max_batch_size,
+            max_queue_delay: args.max_queue_delay,
+        },
         attested_tls: args.attested_tls.clone(),
         limits,
     }

@@ -146,6 +146,9 @@ pub struct Limits {
     pub request_seconds: u64,
     /// Requests a client address may make a second, on average over ten seconds; 0 for any number.
     pub client_requests_per_second: u32,
+    /// Seconds after which it is looked again whether a signing key is due to be succeeded, and fetched collateral to be fetched
+    /// anew.
+    pub upkeep_seconds: u64,
 }
 
 impl Default for Limits {
@@ -158,6 +161,7 @@ impl Default for Limits {
             connections: 4096,
             request_seconds: 30,
             client_requests_per_second: 0,
+            upkeep_seconds: 3600,
         }
     }
 }

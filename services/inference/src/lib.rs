@@ -27,6 +27,12 @@ pub const SMALLEST_BUCKET: usize = 1024;
 pub const MAX_REQUEST: usize = 64 << 20;
 /// Versions of models that the enclave serves at once, all names together.
 pub const MAX_MODELS: usize = 64;
+/// Most rows that a model may be run on in one go: see [`Settings::max_batch_size`].
+pub const MAX_BATCH_SIZE: u32 = 256;
+/// How long a request waits for others at most, and by default, in microseconds: see [`Settings::max_queue_delay`].
+pub const MAX_QUEUE_DELAY: u64 = 1_000_000;
+/// See [`MAX_QUEUE_DELAY`].
+pub const QUEUE_DELAY: u64 = 500;
 /// Longest name of a model, in bytes.
 pub const MAX_NAME: usize = 128;
 
@@ -69,8 +75,9 @@ pub trait Inference {
     fn status(&self) -> Status;
 }
 
-/// What the host may choose. Nothing here can weaken what the measurement stands for: the enclave refuses less than its own
-/// values.
+/// What the host may choose. Nothing here can weaken what the measurement stands for: of a key's lifetime and of the padding the
+/// enclave refuses less than its own values, and requests are only run together where it has proven that no client's result
+/// depends on another's data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// How long a key takes requests, in seconds; it is offered for the first half. At most a day, which is the default.
@@ -78,6 +85,12 @@ pub struct Settings {
     /// Smallest length that replies are padded to, in bytes before encryption; at least [`SMALLEST_BUCKET`], which is the
     /// default.
     pub smallest_bucket: Option<u64>,
+    /// Most rows, of requests that come at about the same time, that a model is run on in one go, if its rows are proven to be
+    /// independent of each other: 1, which is off and the default, to [`MAX_BATCH_SIZE`]. For models that are loaded afterwards.
+    pub max_batch_size: Option<u32>,
+    /// How long a request waits for others, in microseconds: at most [`MAX_QUEUE_DELAY`]; [`QUEUE_DELAY`] by default. For models that
+    /// are loaded afterwards.
+    pub max_queue_delay: Option<u64>,
 }
 
 /// A model, as the enclave found it.
@@ -87,8 +100,8 @@ pub struct Loaded {
     pub sha256: [u8; 32],
     /// The engine that runs it.
     pub engine: String,
-    /// Why it is this one: how fast each engine is with it, or why it does not run it. Of an encrypted model nothing of what is
-    /// in it.
+    /// Why it is this one: how fast each engine is with it, or why it does not run it; and if requests are to be run together,
+    /// whether they are. Of an encrypted model nothing of what is in it.
     pub reason: String,
 }
 

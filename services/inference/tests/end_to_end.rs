@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use common::{MODEL, Platform, ROW, image, newer, request, sha256};
 use enclos_host::{CallError, Enclave};
@@ -204,16 +205,92 @@ fn versions_come_and_go_and_clients_get_the_one_that_they_verified() {
 }
 
 #[test]
+fn requests_of_several_clients_run_in_one_go_and_each_is_answered_as_alone() {
+    let service = Service::start();
+    let inference = service.enclave.connect::<InferenceClient<_>>().unwrap();
+    for (max_batch_size, max_queue_delay) in [(Some(0), None), (Some(257), None), (None, Some(1_000_001))] {
+        let refused =
+            inference.configure(Settings { max_batch_size, max_queue_delay, ..Settings::default() });
+        assert!(matches!(refused, Err(CallError::Method(ServiceError::Setting { .. }))), "{refused:?}");
+    }
+    // What is loaded before the settings does not have them.
+    let loaded = inference.load("alone", MODEL).unwrap();
+    assert!(!loaded.reason.contains("together"), "{}", loaded.reason);
+    let delay = Duration::from_secs(1);
+    let settings = Settings {
+        max_batch_size: Some(2),
+        max_queue_delay: Some(delay.as_micros() as u64),
+        ..Settings::default()
+    };
+    inference.configure(settings).unwrap();
+    let loaded = inference.load("together", &newer(1)).unwrap();
+    assert!(loaded.reason.ends_with("; requests are run together"), "{}", loaded.reason);
+
+    let offer = inference.offer().unwrap();
+    let client = service.verify(&offer, &service.policy()).unwrap();
+    let ask = |method: &str, path: &str, body: Vec<u8>| -> (Value, Duration) {
+        let (sealed, reply) = client.seal(method, path, body).unwrap();
+        let begun = Instant::now();
+        let answer = inference.infer(&sealed).unwrap();
+        let took = begun.elapsed();
+        let (status, body) = reply.open(&answer).unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(status, 200, "{body}");
+        (body, took)
+    };
+    let batching = |name: &str| ask("GET", &format!("/v2/models/{name}"), Vec::new()).0["batching"].clone();
+    assert!(batching("alone")["off"].is_string());
+    assert_eq!(
+        batching("together"),
+        json!({ "max_batch_size": 2, "max_queue_delay_microseconds": 1_000_000 })
+    );
+    // Nobody comes: it waits, and is answered.
+    let (answer, took) = ask("POST", "/v2/models/together/infer", request(&ROW));
+    assert_eq!(answer["outputs"][0]["data"], json!([0]));
+    assert!(took >= delay, "{took:?}");
+
+    // Two come, each with another row: a full batch waits for nobody. A busy machine may have one of them come late, but not again
+    // and again.
+    let rows = [ROW.to_vec(), (0..64).map(|i| ROW[(i + 9) % 64]).collect::<Vec<f32>>()];
+    let alone =
+        rows.each_ref().map(|row| ask("POST", "/v2/models/alone/infer", request(row)).0["outputs"].clone());
+    assert_ne!(alone[0], alone[1], "rows that are told apart");
+    let is_full = (0..8).any(|_| {
+        let both = std::sync::Barrier::new(2);
+        let answers: Vec<(Value, Duration)> = std::thread::scope(|scope| {
+            let asked = rows.each_ref().map(|row| {
+                let (sealed, reply) = client.seal("POST", "/v2/models/together/infer", request(row)).unwrap();
+                let (both, inference) = (&both, &inference);
+                scope.spawn(move || {
+                    both.wait();
+                    let begun = Instant::now();
+                    let answer = inference.infer(&sealed).unwrap();
+                    let took = begun.elapsed();
+                    (serde_json::from_slice(&reply.open(&answer).unwrap().1).unwrap(), took)
+                })
+            });
+            asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for ((answer, _), alone) in answers.iter().zip(&alone) {
+            assert_eq!(&answer["outputs"], alone);
+        }
+        answers.iter().all(|(_, took)| *took < delay)
+    });
+    assert!(is_full, "no batch was ever full");
+}
+
+#[test]
 fn keys_overlap_and_expire() {
     let service = Service::start();
     let inference = service.enclave.connect::<InferenceClient<_>>().unwrap();
     for (key_lifetime, smallest_bucket) in
         [(Some(0), None), (Some(86_401), None), (None, Some(1023)), (None, Some(1 << 40))]
     {
-        let refused = inference.configure(Settings { key_lifetime, smallest_bucket });
+        let refused = inference.configure(Settings { key_lifetime, smallest_bucket, ..Settings::default() });
         assert!(matches!(refused, Err(CallError::Method(ServiceError::Setting { .. }))), "{refused:?}");
     }
-    inference.configure(Settings { key_lifetime: Some(6), smallest_bucket: Some(5000) }).unwrap();
+    let settings = Settings { key_lifetime: Some(6), smallest_bucket: Some(5000), ..Settings::default() };
+    inference.configure(settings).unwrap();
     inference.load("tree", MODEL).unwrap();
     let ask = |client: &Verified| {
         let (sealed, reply) = client.seal("GET", "/v2/models/tree", Vec::new()).unwrap();
@@ -234,12 +311,12 @@ fn keys_overlap_and_expire() {
     assert_eq!(counted, [(second.key_config[0], 1), (first.key_config[0], 2)]);
 
     // Half of its lifetime later the next key is offered, and after all of it the old ones answer nobody.
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(4));
     let third = inference.offer().unwrap();
     assert_ne!(third.key_config, second.key_config);
     assert!(third.not_after > second.not_after);
     assert_eq!(ask(&late).unwrap().1, 200, "its time is not over yet");
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(4));
     for client in [&early, &late] {
         let refused = ask(client);
         assert!(matches!(refused, Err(CallError::Method(ServiceError::UnknownKey))), "{refused:?}");

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 enclos=$target/debug/enclos
 cd "$root"
-cargo build -q ${PACKAGES:--p enclos-cli --features attestation-service}
+cargo build -q ${PACKAGES:--p enclos-cli --features attestation-service --bins}
 echo "== An enclave attests, and a relying party judges its evidence (examples/attested)"
 "$enclos" --quiet run examples/attested -- --output "$work/demo"
 echo

@@ -16,11 +16,11 @@ quotes=${ENCLOS_QUOTES:-$root/../shared/quotes}
     -- --output "$work/emulated" --time 2025-06-27T23:29:34Z)
 if $inside; then
     image=$work/attestation-service.enclave
-    (cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features attestation-service} &&
+    (cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features attestation-service --bins} &&
         "$target/debug/enclos" build services/attestation/enclave --output "$image")
     service=("$target/debug/enclos" attestation-service --enclave "$image")
 else
-    (cd "$root" && cargo build -q ${PACKAGES:--p enclos-attestation-service})
+    (cd "$root" && cargo build -q ${PACKAGES:--p enclos-attestation-service --bins})
     service=("$target/debug/enclos-attestation-service")
 fi
 cp "$here/sdk.mjs" "$work/sdk.mjs"

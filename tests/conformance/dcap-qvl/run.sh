@@ -9,5 +9,5 @@ work=$target/conformance/dcap-qvl
 mkdir -p "$work"
 if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
 "$work/venv/bin/python" -c 'import dcap_qvl' 2>/dev/null || "$work/venv/bin/pip" -q install 'dcap-qvl==0.7.0'
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli})
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --bins})
 exec "$work/venv/bin/python" "$here/check.py" "$target/debug/enclos" "$work"

@@ -31,7 +31,7 @@ session() {
     done
 }
 
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli})
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --bins})
 enclos=${CARGO_TARGET_DIR:-$root/target}/debug/enclos
 cp -r "$here/debugged" "$work/debugged"
 cd "$work"

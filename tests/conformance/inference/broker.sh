@@ -11,7 +11,7 @@ run=$(mktemp -d "$work/run.XXXXXX")
 # An emulated machine of its own, the operator's; the owner's is elsewhere and has no part of it.
 export ENCLOS_STATE=${ENCLOS_STATE:-$work/state} ENCLOS_PLATFORM=emulated
 enclos=$target/debug/enclos
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference})
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference --bins})
 owner() { ENCLOS_STATE=$run/owner "$enclos" "$@"; }
 
 started=()

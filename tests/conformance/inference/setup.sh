@@ -11,6 +11,6 @@ if [ ! -x "$python" ]; then python3 -m venv "$venv"; fi
 "$python" -c 'import ohttpy, onnxruntime, sklearn, skl2onnx, tritonclient.http' 2>/dev/null ||
     "$venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'protobuf<7' 'tritonclient[http]==2.73.0' \
         'onnxruntime==1.32.0' 'ohttpy==0.1a13'
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference} --bins)
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference --bins})
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 if [ ! -f "$models/held-out.npz" ]; then "$python" "$root/examples/digits/train.py" "$models"; fi

@@ -13,7 +13,7 @@ mkdir -p "$work"
 if [ ! -d "$work/node_modules/playwright-core" ]; then
     npm install --no-audit --no-fund --silent --prefix "$work" 'playwright-core@1.64.1'
 fi
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-attestation-service} --bins --example made_evidence)
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-attestation-service --bins --example made_evidence})
 "$target/debug/examples/made_evidence" "$work/made"
 cp "$here/page.mjs" "$work/page.mjs"
 exec node "$work/page.mjs" "$target/debug/enclos-attestation-service" "$quotes" "$work"

@@ -10,5 +10,5 @@ mkdir -p "$work"
 
 if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
 "$work/venv/bin/python" -c 'import jwcrypto' 2>/dev/null || "$work/venv/bin/pip" -q install 'jwcrypto==1.6.1'
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference})
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference --bins})
 PYTHONDONTWRITEBYTECODE=1 exec "$work/venv/bin/python" "$here/check.py" "$target/debug/enclos"

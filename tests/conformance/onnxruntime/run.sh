@@ -13,7 +13,7 @@ if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
 "$work/venv/bin/python" -c 'import onnx, onnxruntime, skl2onnx, sklearn' 2>/dev/null ||
     # The exporter gives booleans where protobuf 7 insists on integers.
     "$work/venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'onnx==1.23.2' 'onnxruntime==1.32.0' 'protobuf<7'
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference})
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference --bins})
 # Built as the enclave of the service is, so that what both need is built once; here it runs by itself.
 "$target/debug/enclos" build "$here/evaluate" --unsigned --output "$work/evaluate.enclave" >/dev/null
 program=$target/enclave/x86_64-unknown-linux-gnu/release/evaluate

@@ -14,7 +14,7 @@ mkdir -p "$work"
 if [ ! -x "$work/venv/bin/python" ]; then python3 -m venv "$work/venv"; fi
 "$work/venv/bin/python" -c 'import maturin, sklearn, skl2onnx, tritonclient.http' 2>/dev/null ||
     "$work/venv/bin/pip" -q install 'scikit-learn==1.7.2' 'skl2onnx==1.20.0' 'protobuf<7' 'tritonclient[http]==2.73.0' 'maturin==1.16.0'
-(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference})
+(cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features inference --bins})
 # Without optimisation: what is tested is not its speed.
 rm -rf "$work/wheels"
 (cd "$root/services/inference/python" &&

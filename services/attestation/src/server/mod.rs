@@ -55,8 +55,6 @@ pub type SharedEngine = Arc<dyn Engine + Send + Sync>;
 
 /// How long open connections may finish their requests when the service is told to stop.
 const GRACE: Duration = Duration::from_secs(10);
-/// How often it is looked whether a signing key is due to be succeeded, and collateral to be renewed.
-const UPKEEP: Duration = Duration::from_secs(3600);
 /// The description served at `/openapi.json`.
 const OPENAPI: &str = include_str!("../openapi.json");
 /// The page may load its own parts and ask its own service, and nothing else, even if something got into it.
@@ -220,7 +218,7 @@ impl Server {
 
 /// What is to be done from time to time, whether anybody asks or not.
 async fn upkeep(shared: Arc<Shared>) {
-    let mut interval = tokio::time::interval(UPKEEP);
+    let mut interval = tokio::time::interval(Duration::from_secs(shared.limits.upkeep_seconds.max(1)));
     loop {
         interval.tick().await;
         let shared = Arc::clone(&shared);

@@ -12,16 +12,16 @@ mod tls;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use enclos_enclave::{ServeError, Server, attest};
 use enclos_inference::{
-    Inference, InferenceServer, Loaded, Offer, SMALLEST_BUCKET, ServiceError, Settings, Status, padded,
-    report_data,
+    Inference, InferenceServer, Loaded, MAX_BATCH_SIZE, MAX_QUEUE_DELAY, Offer, SMALLEST_BUCKET,
+    ServiceError, Settings, Status, padded, report_data,
 };
 
 use crate::keys::{Keys, LIFETIME, cryptography};
-use crate::models::Models;
+use crate::models::{Batching, Models};
 use crate::release::Releases;
 
 /// Calls that can be inside at once. Of the threads that the manifest grants, the rest is for the program's own.
@@ -37,6 +37,8 @@ struct Service {
     offer: Mutex<Option<Offer>>,
     key_lifetime: AtomicU64,
     smallest_bucket: AtomicUsize,
+    /// For models that are loaded from now on.
+    batching: Mutex<Batching>,
     is_listening: AtomicBool,
 }
 
@@ -44,6 +46,10 @@ struct Service {
 struct Calls(Arc<Service>);
 
 impl Service {
+    fn batching(&self) -> Batching {
+        *lock(&self.batching)
+    }
+
     /// The last offer while it is true, otherwise another.
     fn current_offer(&self, another_key: bool) -> Result<Offer, ServiceError> {
         let mut last = lock(&self.offer);
@@ -75,7 +81,7 @@ impl Service {
 
 impl Inference for Calls {
     fn configure(&self, settings: Settings) -> Result<(), ServiceError> {
-        let Settings { key_lifetime, smallest_bucket } = settings;
+        let Settings { key_lifetime, smallest_bucket, max_batch_size, max_queue_delay } = settings;
         if key_lifetime.is_some_and(|seconds| !(2..=LIFETIME).contains(&seconds)) {
             return Err(ServiceError::Setting { reason: format!("keys live for 2 to {LIFETIME} seconds") });
         }
@@ -83,6 +89,21 @@ impl Inference for Calls {
             return Err(ServiceError::Setting {
                 reason: format!("the smallest bucket is of {SMALLEST_BUCKET} to {} bytes", 1 << 24),
             });
+        }
+        if max_batch_size.is_some_and(|rows| !(1..=MAX_BATCH_SIZE).contains(&rows)) {
+            return Err(ServiceError::Setting {
+                reason: format!("a batch is of 1 to {MAX_BATCH_SIZE} rows"),
+            });
+        }
+        if max_queue_delay.is_some_and(|microseconds| microseconds > MAX_QUEUE_DELAY) {
+            return Err(ServiceError::Setting {
+                reason: format!("requests wait for others for {MAX_QUEUE_DELAY} microseconds at most"),
+            });
+        }
+        {
+            let mut batching = lock(&self.0.batching);
+            batching.max_size = max_batch_size.map_or(batching.max_size, |rows| rows as usize);
+            batching.max_delay = max_queue_delay.map_or(batching.max_delay, Duration::from_micros);
         }
         if let Some(seconds) = key_lifetime {
             self.0.key_lifetime.store(seconds, Ordering::Relaxed);
@@ -94,7 +115,7 @@ impl Inference for Calls {
     }
 
     fn load(&self, name: &str, model: &[u8]) -> Result<Loaded, ServiceError> {
-        self.0.models.serve(name, model, false)
+        self.0.models.serve(name, model, false, self.0.batching())
     }
 
     fn key_request(&self, key_id: &str, nonce: &[u8]) -> Result<Vec<u8>, ServiceError> {
@@ -103,7 +124,7 @@ impl Inference for Calls {
 
     fn load_encrypted(&self, name: &str, jwe: &[u8], release: &[u8]) -> Result<Loaded, ServiceError> {
         let model = self.0.releases.decrypt(jwe, release)?;
-        self.0.models.serve(name, &model, true)
+        self.0.models.serve(name, &model, true, self.0.batching())
     }
 
     fn unload(&self, name: &str, sha256: [u8; 32]) -> Result<(), ServiceError> {
@@ -158,6 +179,7 @@ fn main() -> Result<(), ServeError> {
         offer: Mutex::default(),
         key_lifetime: AtomicU64::new(LIFETIME),
         smallest_bucket: AtomicUsize::new(SMALLEST_BUCKET),
+        batching: Mutex::default(),
         is_listening: AtomicBool::new(false),
     };
     Server::new()

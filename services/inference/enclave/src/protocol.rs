@@ -136,11 +136,20 @@ fn metadata(model: &Model, versions: &[String]) -> Value {
         json!({ "name": port.name, "datatype": port.data_type.to_string(), "shape": shape })
     };
     let all = |ports: &[Port]| ports.iter().map(describe).collect::<Vec<_>>();
+    // By the names that Triton has for these settings.
+    let batching = match &model.batching {
+        Ok(batcher) => json!({
+            "max_batch_size": batcher.max_size(),
+            "max_queue_delay_microseconds": batcher.max_delay().as_micros() as u64,
+        }),
+        Err(reason) => json!({ "off": reason }),
+    };
     json!({
         "name": model.name,
         "versions": versions,
         "platform": "onnx",
         "engine": { "name": model.engine.name(), "reason": model.reason },
+        "batching": batching,
         "inputs": all(model.engine.inputs()),
         "outputs": all(model.engine.outputs()),
     })
@@ -242,7 +251,7 @@ fn infer(model: &Model, message: &Message) -> Result<Answer, Failure> {
     request.parameters.check()?;
     let inputs = inputs(model, &request, binary)?;
     let wanted = wanted(model, &request)?;
-    let results = model.engine.run(&inputs).map_err(|e| match e {
+    let results = model.run(inputs).map_err(|e| match e {
         RunError::Input { .. } | RunError::Node { .. } | RunError::Engine { .. } => bad(e.to_string()),
         other => Failure(500, other.to_string()),
     })?;
@@ -588,14 +597,62 @@ impl<'de, T, F: Fn(Scalar<'_>) -> Option<T>> Visitor<'de> for Elements<'_, T, F>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::Batching;
 
     /// A decision tree of 64 numbers, by `examples/digits/train.py`.
     const MODEL: &[u8] = include_bytes!("../../tests/data/tree.onnx");
 
     fn models() -> Models {
         let models = Models::default();
-        models.serve("tree", MODEL, false).unwrap();
+        models.serve("tree", MODEL, false, Batching::default()).unwrap();
         models
+    }
+
+    #[test]
+    fn requests_that_come_together_are_answered_as_alone() {
+        let (alone, together) = (models(), Models::default());
+        let batching = Batching { max_size: 4, max_delay: std::time::Duration::from_secs(1) };
+        let loaded = together.serve("tree", MODEL, false, batching).unwrap();
+        assert!(loaded.reason.ends_with("; requests are run together"), "{}", loaded.reason);
+        let metadata =
+            |models: &Models| read(&answer(models, &message("GET", "/v2/models/tree", None, b""))).header;
+        let expected = json!({ "max_batch_size": 4, "max_queue_delay_microseconds": 1_000_000 });
+        assert_eq!(metadata(&together)["batching"], expected);
+        assert!(metadata(&alone)["batching"]["off"].is_string());
+
+        let request = |i: usize| {
+            let row: Vec<f32> = (0..64).map(|j| ((i * 7 + j * (i + 3)) % 17) as f32).collect();
+            json!({ "id": i.to_string(), "inputs": [input(json!([1, 64]), json!(row))] })
+        };
+        std::thread::scope(|scope| {
+            for i in 0..8 {
+                let (alone, together, request) = (&alone, &together, request(i));
+                scope.spawn(move || {
+                    // One of two has a wrong shape: it fails by itself, before it could wait for others.
+                    if i % 2 == 1 {
+                        let wrong = json!({ "inputs": [input(json!([1, 63]), json!(vec![0; 63]))] });
+                        assert_eq!(ask(together, &wrong, &[]).status, 400);
+                    }
+                    let (expected, is) = (ask(alone, &request, &[]), ask(together, &request, &[]));
+                    assert_eq!((is.status, &is.header), (200, &expected.header));
+                    assert_eq!(is.header["id"], i.to_string());
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn of_a_secret_model_the_host_is_told_no_names() {
+        // A field that stands twice in the file: engines run the model, but nothing is proven of it.
+        let mut odd = MODEL.to_vec();
+        odd.extend([0x3a, 0]);
+        let batching = Batching { max_size: 4, ..Batching::default() };
+        let models = Models::default();
+        let told = |secret| models.serve("tree", &odd, secret, batching).unwrap().reason;
+        assert!(told(true).ends_with("; requests are not run together"), "{}", told(true));
+        assert!(told(false).contains("; requests are not run together: the model's file"), "{}", told(false));
+        let reply = read(&answer(&models, &message("GET", "/v2/models/tree", None, b"")));
+        assert!(reply.header["batching"]["off"].as_str().unwrap().contains("twice"), "{}", reply.header);
     }
 
     struct Reply {

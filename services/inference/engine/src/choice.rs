@@ -10,7 +10,7 @@ use prost::Message as _;
 use crate::evaluator::{invalid, port};
 use crate::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::tensor::elements;
-use crate::{Data, DataType, Engine, Evaluator, LoadError, Port, RunError, Tensor, f16};
+use crate::{Batcher, Data, DataType, Engine, Evaluator, LoadError, Port, RunError, Tensor, f16};
 
 /// How long an engine is timed, if it needs no longer for one inference, and how often at most.
 const TIMING: Duration = Duration::from_millis(50);
@@ -131,6 +131,74 @@ impl Choice {
         });
         all.collect::<Vec<_>>().join(", ")
     }
+
+    /// What runs requests that come together in one go: at most so many rows, of which the first waits no longer than this. `model`
+    /// is the file that was loaded.
+    ///
+    /// # Errors
+    /// Why it must not be: rows that are not proven to be independent of each other, or made-up ones for which the engine
+    /// answers otherwise together than alone.
+    pub fn batcher(&self, model: &[u8], max_size: usize, max_delay: Duration) -> Result<Batcher, String> {
+        crate::rows::independent_rows(model)?;
+        rows_agree(&*self.engine)?;
+        Ok(Batcher::new(max_size, max_delay))
+    }
+}
+
+/// Whether made-up rows come out together as they do alone. That they are independent is proven for what the model says; this is about
+/// how an engine runs it.
+fn rows_agree(engine: &dyn Engine) -> Result<(), String> {
+    const ORDER: [usize; 5] = [0, 1, 1, 0, 1];
+    let mut reason = "there are no made-up rows for it".to_owned();
+    for length in LENGTHS {
+        let rows = [1, 0].map(|value| made_up(engine.inputs(), length, value));
+        let [Some(ones), Some(zeros)] = rows else { continue };
+        let rows = [ones, zeros];
+        let alone = match (engine.run(&rows[0]), engine.run(&rows[1])) {
+            (Ok(ones), Ok(zeros)) => [ones, zeros],
+            (Err(e), _) | (_, Err(e)) => {
+                reason = format!("made-up rows cannot be run: {}", shortened(&e.to_string()));
+                continue;
+            }
+        };
+        let together =
+            (0..engine.inputs().len()).map(|i| Tensor::joined(ORDER.iter().map(|row| &rows[*row][i])));
+        let together = together.collect::<Option<Vec<_>>>().ok_or("made-up rows are too large together")?;
+        let together = engine.run(&together);
+        let together =
+            together.map_err(|e| format!("rows cannot be run together: {}", shortened(&e.to_string())))?;
+        for (i, all) in together.iter().enumerate() {
+            let as_many = all.shape().first() == Some(&ORDER.len());
+            let agrees = ORDER.iter().enumerate().all(|(place, row)| {
+                all.rows(place, 1)
+                    .is_some_and(|is| alone[*row].get(i).is_some_and(|alone| is_close(&is, alone)))
+            });
+            if !as_many || !agrees {
+                let name = engine.outputs().get(i).map_or("", |port| &port.name);
+                return Err(format!("made-up rows have another result {name:?} together than alone"));
+            }
+        }
+        return Ok(());
+    }
+    Err(reason)
+}
+
+/// Whether two results are the same but for the order in which an engine may add.
+pub(crate) fn is_close(a: &Tensor, b: &Tensor) -> bool {
+    let close = |a: f64, b: f64, error: f64| {
+        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= error * a.abs().max(b.abs()).max(1.0)
+    };
+    a.shape() == b.shape()
+        && match (a.data(), b.data()) {
+            (Data::F16(a), Data::F16(b)) => {
+                a.iter().zip(b).all(|(a, b)| close((*a).into(), (*b).into(), 1e-2))
+            }
+            (Data::F32(a), Data::F32(b)) => {
+                a.iter().zip(b).all(|(a, b)| close((*a).into(), (*b).into(), 1e-4))
+            }
+            (Data::F64(a), Data::F64(b)) => a.iter().zip(b).all(|(a, b)| close(*a, *b, 1e-9)),
+            (a, b) => a == b,
+        }
 }
 
 impl fmt::Display for Choice {
@@ -534,37 +602,8 @@ pub(crate) fn shortened(words: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{
-        AttributeProto, DimensionProto, OperatorSetIdProto, TensorShapeProto, TensorTypeProto, TypeProto,
-        ValueInfoProto,
-    };
-
-    fn value(name: &str, data_type: i32, shape: &[i64]) -> ValueInfoProto {
-        // 0: any.
-        let dim = shape.iter().map(|d| DimensionProto { dim_value: Some(*d).filter(|d| *d > 0) }).collect();
-        let tensor = TensorTypeProto { elem_type: data_type, shape: Some(TensorShapeProto { dim }) };
-        ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type: Some(tensor) }) }
-    }
-
-    fn floats(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
-        let (name, dims, float_data) = (name.into(), dims.to_vec(), data.to_vec());
-        TensorProto { name, dims, float_data, data_type: 1, ..Default::default() }
-    }
-
-    fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
-        NodeProto {
-            name: format!("the-{operator}"),
-            op_type: operator.into(),
-            input: inputs.iter().map(|i| (*i).into()).collect(),
-            output: vec![output.into()],
-            ..Default::default()
-        }
-    }
-
-    fn model(graph: GraphProto) -> Vec<u8> {
-        let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 17 }];
-        ModelProto { graph: Some(graph), opset_import }.encode_to_vec()
-    }
+    use crate::proto::AttributeProto;
+    use crate::testing::{floats, model, node, value};
 
     /// y = operator(x W), of rows of two.
     fn dense(operator: &str) -> GraphProto {

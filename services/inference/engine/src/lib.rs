@@ -6,24 +6,33 @@
 //! [`Evaluator`] is ours: the operators that scikit-learn's models are exported to by skl2onnx, of `ai.onnx.ml` and of ONNX's own
 //! domain. With the feature `engines` there are tract and rten besides, for neural networks. [`load`] has each try the model, and
 //! takes the fastest of those that run it; an engine that is known to answer wrongly for an operator is not asked.
+//!
+//! A [`Batcher`] runs requests that come together in one go, of models whose rows are proven to be independent of each other
+//! ([`Choice::batcher`]).
 #![forbid(unsafe_code)]
 
+mod batch;
 mod binary;
 mod choice;
 mod evaluator;
 mod linear;
 mod operators;
 mod proto;
+mod rows;
 #[cfg(feature = "engines")]
 mod rten;
 mod tensor;
+#[cfg(test)]
+mod testing;
 #[cfg(feature = "engines")]
 mod tract;
 mod trees;
 
+pub use batch::{Batcher, MAX_BATCH, MAX_DELAY};
 pub use choice::{Choice, Kind, Outcome, Trial, load};
 pub use evaluator::Evaluator;
 pub use half::f16;
+pub use rows::independent_rows;
 pub use tensor::{Data, DataType, Tensor};
 
 /// A loaded model. It has no state: calls may run at the same time.

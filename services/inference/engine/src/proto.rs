@@ -9,7 +9,13 @@ pub(crate) struct ModelProto {
     pub(crate) graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "8")]
     pub(crate) opset_import: Vec<OperatorSetIdProto>,
+    #[prost(message, repeated, tag = "25")]
+    pub(crate) functions: Vec<FunctionProto>,
 }
+
+/// Only that there is one matters: it could give an operator another meaning.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct FunctionProto {}
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct OperatorSetIdProto {
@@ -79,6 +85,9 @@ pub(crate) struct AttributeProto {
     pub(crate) tensors: Vec<TensorProto>,
     #[prost(message, repeated, tag = "11")]
     pub(crate) graphs: Vec<GraphProto>,
+    /// Which of the fields holds: `AttributeType`. 0 in old files.
+    #[prost(int32, tag = "20")]
+    pub(crate) r#type: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -63,6 +63,22 @@ macro_rules! data_types {
                     $(Self::$variant(_) => DataType::$variant,)*
                 }
             }
+
+            /// Adds elements of the same type behind; `None`, and no change, if they are of another.
+            fn append(&mut self, more: &Self) -> Option<()> {
+                match (self, more) {
+                    $((Self::$variant(v), Self::$variant(more)) => v.extend_from_slice(more),)*
+                    _ => return None,
+                }
+                Some(())
+            }
+
+            /// The elements from one place up to another; `None` if they are not there.
+            fn part(&self, range: std::ops::Range<usize>) -> Option<Self> {
+                Some(match self {
+                    $(Self::$variant(v) => Self::$variant(v.get(range)?.to_vec()),)*
+                })
+            }
         }
     };
 }
@@ -116,6 +132,31 @@ impl Tensor {
     /// Takes it apart.
     pub fn into_data(self) -> Data {
         self.data
+    }
+
+    /// One behind the other along the first dimension; `None` if their types or other dimensions differ, or all are too large.
+    pub(crate) fn joined<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
+        let mut parts = parts.into_iter();
+        let mut all = parts.next()?.clone();
+        all.shape.first()?;
+        for part in parts {
+            let (rows, row) = part.shape.split_first()?;
+            if row != &all.shape[1..] {
+                return None;
+            }
+            all.shape[0] = all.shape[0].checked_add(*rows)?;
+            elements(&all.shape)?;
+            all.data.append(&part.data)?;
+        }
+        Some(all)
+    }
+
+    /// So many rows from a place on; `None` if they are not there.
+    pub(crate) fn rows(&self, from: usize, count: usize) -> Option<Self> {
+        let (rows, row) = self.shape.split_first()?;
+        let to = from.checked_add(count).filter(|to| to <= rows)?;
+        let length: usize = row.iter().product();
+        Self::new([&[count], row].concat(), self.data.part(from * length..to * length)?)
     }
 
     /// Elements of type F32.
