@@ -29,13 +29,11 @@ pub(crate) enum Lane {
     Others,
     /// Builds otherwise.
     Release,
-    /// Only when asked for by name: too slow, or not yet seen to pass whole.
-    Asked,
 }
 
 impl Lane {
     /// Those that run side by side.
-    pub(crate) const TOGETHER: [Self; 4] = [Self::Tests, Self::Others, Self::Release, Self::Asked];
+    pub(crate) const TOGETHER: [Self; 3] = [Self::Tests, Self::Others, Self::Release];
 }
 
 /// All of them, in order: what fails fastest and tells most comes first.
@@ -53,9 +51,8 @@ pub(crate) const STEPS: &[Step] = &[
     step("azure", Lane::Others, azure, "Azure's attestation SDKs against the service, outside and inside an enclave"),
     step("onnxruntime", Lane::Others, onnxruntime, "ONNX Runtime and our engine on models that scikit-learn trains"),
     step("jwe", Lane::Others, jwe, "jwcrypto and enclos model on each other's encrypted files"),
-    step("key-broker", Lane::Others, key_broker, "a model that its operator never sees: broker, server and client, in enclaves refused and accepted"),
-    step("inference-demo", Lane::Asked, inference_demo, "digits through broker, server, proxy and Triton's client; nothing of them in what the operator's side handled"),
-    step("inference-page", Lane::Asked, inference_page, "the verifying proxy's page in headless Chromium: digits drawn, and answered by an enclave"),
+    step("inference-demo", Lane::Others, inference_demo, "digits through broker, server, proxy and Triton's client; nothing of them in what the operator's side handled"),
+    step("inference-page", Lane::Others, inference_page, "the verifying proxy's page in headless Chromium: digits drawn, and answered by an enclave"),
     step("tritonclient", Lane::Others, tritonclient, "Triton's client and curl through the verifying proxy to models in an enclave"),
     step("inspector", Lane::Others, inspector, "the attestation service's evidence inspector in headless Chromium"),
     step("openapi", Lane::Others, openapi, "schemathesis against the attestation service's OpenAPI description"),
@@ -183,14 +180,6 @@ fn onnxruntime(c: &Context, report: &mut Report) -> Result<(), Failure> {
 fn jwe(c: &Context, report: &mut Report) -> Result<(), Failure> {
     install(&[], &[venv()], report)?;
     run(&mut suite(c, "jwe/run.sh"), report).map(drop)
-}
-
-fn key_broker(c: &Context, report: &mut Report) -> Result<(), Failure> {
-    let said = run(&mut suite(c, "inference/broker.sh"), report)?;
-    for expected in ["ACCEPTED, but EMULATED", "released", "refused", "All of it holds"] {
-        expect(&said, expected)?;
-    }
-    Ok(())
 }
 
 fn inference_demo(c: &Context, report: &mut Report) -> Result<(), Failure> {
