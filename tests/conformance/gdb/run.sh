@@ -22,14 +22,16 @@ says() {
 }
 
 # A session with the debugger, in the file `session`. gdb 13 at times trips over a thread that ends while it looks at the
-# others, and says that this is a bug of its own: then once more.
+# others: it says that this is a bug of its own, or waits for ever. Then once more.
 session() {
     for _ in 1 2 3; do
         "$@" >session 2>&1 || true
-        if ! grep -q "A problem internal to GDB" session; then return; fi
-        echo "again   gdb had a problem internal to it: $(grep -m1 "internal-error" session)"
+        if ! grep -q "A problem internal to GDB\|No unwaited-for children left" session; then return; fi
+        echo "again   gdb had a problem internal to it: $(grep -m1 "internal-error\|No unwaited-for" session)"
     done
 }
+# Kills the debugger, too, when it waits for ever.
+limited() { timeout -k 5 120 "$@"; }
 
 (cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --bins})
 enclos=${CARGO_TARGET_DIR:-$root/target}/debug/enclos
@@ -49,7 +51,7 @@ print square
 delete
 continue
 GDB
-inside() { env -u CARGO_TARGET_DIR "$enclos" run --gdb debugged "$@" <commands; }
+inside() { limited env -u CARGO_TARGET_DIR "$enclos" run --gdb debugged "$@" <commands; }
 session inside
 says "a breakpoint inside stops" session "hit Breakpoint 1, debugged::third_power (number=7)"
 says "the backtrace has functions and lines" session "in debugged::main::{closure#0} () at src/main.rs:"
@@ -74,7 +76,7 @@ gdb.execute("break debugged::third_power")
 gdb.execute("run")
 gdb.execute("info line debugged::poke")
 PYTHON
-session gdb -q -batch -x quiet -x "$script" -x stop.py \
+session limited gdb -q -batch -x quiet -x "$script" -x stop.py \
     --args "$enclos" --quiet run debugged/target/enclos/debugged.enclave
 says "the script alone finds the symbols" session "hit Breakpoint 1, debugged::third_power (number=7)"
 says "places are found by name" session "src/main.rs"
