@@ -94,12 +94,8 @@ fn write(path: &Path, text: &str) -> Result<(), WriteError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
-    // Renamed into place: another process or thread may be reading it.
-    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(format!(".{}-{count}.partial", std::process::id()));
-    fs::write(&partial, text).and_then(|()| fs::rename(&partial, path)).map_err(failed)
+    // Another process or thread may be reading it.
+    crate::command::replace(path, text.as_bytes()).map_err(failed)
 }
 
 #[cfg(test)]

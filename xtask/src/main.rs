@@ -211,17 +211,22 @@ impl Context {
 
     /// Cargo, in a folder.
     pub(crate) fn cargo(&self, folder: &Path) -> Command {
-        let mut command = Command::new(&self.cargo);
-        command.current_dir(folder);
-        // What `cargo xtask` set for this program is not meant for those it runs.
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy().into_owned();
-            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-                command.env_remove(name);
-            }
-        }
-        command
+        program(&self.cargo, folder)
     }
+}
+
+/// A program that runs cargo, or is it. What `cargo xtask` set for this program is not meant for those it runs: build scripts look at
+/// it (ring's does), and with and without it by turns crates are built again and again, under running tests.
+pub(crate) fn program(path: impl AsRef<std::ffi::OsStr>, folder: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.current_dir(folder);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// Numbers of tests, as their harness reported them.

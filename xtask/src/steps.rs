@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
-use crate::{Context, Failure, Report, run};
+use crate::{Context, Failure, Report, program, run};
 
 /// One step.
 pub(crate) struct Step {
@@ -81,8 +81,8 @@ const PROGRAMS: [&str; 3] = ["--bins", "--tests", "--examples"];
 
 /// A suite of `tests/conformance`; it builds what it needs with the choice of packages that it is given.
 fn suite(c: &Context, script: &str) -> Command {
-    let mut command = Command::new("bash");
-    command.arg(c.root.join("tests/conformance").join(script)).current_dir(&c.root);
+    let mut command = program("bash", &c.root);
+    command.arg(c.root.join("tests/conformance").join(script));
     command.env("PACKAGES", [EVERYTHING, PROGRAMS].concat().join(" "));
     command
 }
@@ -267,7 +267,7 @@ fn openapi(c: &Context, report: &mut Report) -> Result<(), Failure> {
 fn fuzz(c: &Context, report: &mut Report) -> Result<(), Failure> {
     // libFuzzer is C++.
     install(&[], &[("c++", "g++")], report)?;
-    run(Command::new("bash").arg(c.root.join("fuzz/run.sh")).current_dir(&c.root), report).map(drop)
+    run(program("bash", &c.root).arg(c.root.join("fuzz/run.sh")), report).map(drop)
 }
 
 /// Installs Debian packages for headers and programs that are missing.
@@ -402,12 +402,12 @@ fn scaffold(c: &Context, report: &mut Report) -> Result<(), Failure> {
     let mut identities = Vec::new();
     for folder in ["here", "some where/else"] {
         let folder = c.folder(folder)?;
-        run(Command::new(&enclos).current_dir(&folder).args(["new", "demo"]), report)?;
+        run(program(&enclos, &folder).args(["new", "demo"]), report)?;
         let demo = folder.join("demo");
         // Projects of users have a target folder of their own.
         let command = || {
-            let mut command = Command::new(&enclos);
-            command.current_dir(&demo).env_remove("CARGO_TARGET_DIR");
+            let mut command = program(&enclos, &demo);
+            command.env_remove("CARGO_TARGET_DIR");
             command
         };
         let built = run(command().args(["build", "--json"]), report)?;

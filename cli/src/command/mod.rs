@@ -175,11 +175,20 @@ fn hexadecimal(option: &str, text: &str) -> Result<Vec<u8>, Error> {
 
 /// Writes a file in one step: who reads it sees the old contents or the new.
 pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::Write { path: path.into(), source };
+    replace(path, contents).map_err(|source| Error::Write { path: path.into(), source })
+}
+
+/// The same, whoever else writes the same file: other processes and threads do, with one state folder.
+pub(crate) fn replace(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    std::fs::write(&partial, contents).map_err(failed)?;
-    std::fs::rename(&partial, path).map_err(failed)
+    partial.push(format!(".{}-{count}.partial", std::process::id()));
+    let written = std::fs::write(&partial, contents).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&partial);
+    }
+    written
 }
 
 /// A result for programs: one line of JSON on standard output.
@@ -203,4 +212,28 @@ fn say_identity(image: &enclos_pack::Image, ui: Ui) {
             if identity.debug { "debug: readable by anyone on the machine" } else { "production (no debug)" }
         ),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    /// As commands do that share a state folder.
+    #[test]
+    fn files_that_several_write_are_always_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        std::thread::scope(|scope| {
+            for byte in 0..4_u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        super::replace(path, &vec![byte; 100_000]).unwrap();
+                        let read = std::fs::read(path).unwrap();
+                        assert_eq!(read.len(), 100_000);
+                        assert!(read.iter().all(|b| *b == read[0]));
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }
