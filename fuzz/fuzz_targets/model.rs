@@ -65,7 +65,9 @@ fn some(port: &Port, rows: &[usize]) -> Option<Tensor> {
 fn begins_with(all: &Tensor, first: &Tensor) -> bool {
     let count = first.data().len();
     match (all.data(), first.data()) {
-        (Data::F32(a), Data::F32(b)) => a[..count].iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan())),
+        (Data::F32(a), Data::F32(b)) => {
+            a[..count].iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
+        }
         (Data::I64(a), Data::I64(b)) => a[..count] == b[..],
         (Data::Text(a), Data::Text(b)) => a[..count] == b[..],
         (Data::Bool(a), Data::Bool(b)) => a[..count] == b[..],

@@ -350,7 +350,7 @@ pub(super) unsafe extern "C" fn handle(
             return unsafe { chain(signal, info, uc) };
         }
         if is_enclu(signal, code, frame) {
-            return enclu_outside(signal, info, frame, context, bases);
+            return enclu_outside(info, frame, context, bases);
         }
         if signal == libc::SIGSYS && code == SYS_USER_DISPATCH {
             // Interception armed for an enclave that is gone, and other code lives there now: repeat the call.
@@ -513,7 +513,6 @@ fn enclu_at(rip: u64) -> bool {
 
 /// ENCLU executed by host code: EENTER or ERESUME by someone who does not use our enter function.
 fn enclu_outside(
-    signal: c_int,
     info: *mut siginfo_t,
     frame: &mut ucontext_t,
     context: &mut ThreadContext,
@@ -543,9 +542,9 @@ fn enclu_outside(
         bases.selector = u64::from(exclusive_dispatch());
         return;
     }
-    // #GP or #PF at the ENCLU itself: what the kernel turns into SIGSEGV.
+    // #GP or #PF at the ENCLU itself, whichever leaf it is: what the kernel turns into SIGSEGV.
     // SAFETY: the kernel's own arguments; the handler sees the signal number hardware would have led to.
-    unsafe { chain(if matches!(leaf, EENTER | ERESUME) { libc::SIGSEGV } else { signal }, info, frame) }
+    unsafe { chain(libc::SIGSEGV, info, frame) }
 }
 
 /// ERESUME by way of the signal frame.
@@ -877,7 +876,7 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, uc: *mut ucontext_t) {
     let handler = action.handler.load(Ordering::Relaxed);
     let flags = action.flags.load(Ordering::Relaxed);
     // SAFETY: the caller's contract.
-    let kernel_made = unsafe { (*info).si_code } > 0;
+    let (kernel_made, raised) = unsafe { ((*info).si_code > 0, (*info).si_signo) };
     let fault = FAULTS.contains(&signal);
     match handler as usize {
         libc::SIG_IGN if !(fault && kernel_made) => {}
@@ -885,14 +884,15 @@ unsafe fn chain(signal: c_int, info: *mut siginfo_t, uc: *mut ucontext_t) {
             if !fault && handler as usize == libc::SIG_DFL && default_is_ignore(signal) {
                 return;
             }
-            // The default action, by the kernel: the faulting instruction runs again, or the signal is sent again.
+            // The default action, by the kernel: the faulting instruction runs again, or the signal is sent again. The
+            // instruction would raise the signal that brought it here, which is not always the one that it stands for.
             let plain = KernelAction {
                 flags: SA_RESTORER,
                 restorer: asm::enclos_emu_restorer as *const () as u64,
                 ..KernelAction::default()
             };
             let _ = kernel_action(signal, Some(&plain));
-            if !kernel_made || signal == libc::SIGSYS {
+            if !kernel_made || signal == libc::SIGSYS || signal != raised {
                 // SAFETY: sends a signal to the calling thread.
                 unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal) };
             }

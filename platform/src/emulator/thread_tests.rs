@@ -520,6 +520,31 @@ fn eresume_checks_the_frame() {
     assert_eq!((run.function, rsi), (EEXIT, 1234));
 }
 
+/// A host without a handler ends by the signal that the exception stands for, and does not fault for ever.
+#[test]
+fn enclu_that_faults_outside_ends_the_process() {
+    let (_e, base) = enclave(false);
+    // SAFETY: the child executes the one instruction, or ends by its alarm.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: EENTER at no TCS, which faults.
+        unsafe {
+            libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+            libc::alarm(20);
+            core::arch::asm!(
+                "push rbx", "mov rbx, r10", ".byte 0x0f, 0x01, 0xd7", "pop rbx",
+                in("r10") base + CODE, inout("rax") 2_u64 => _, inout("rcx") 0_u64 => _,
+            );
+            libc::_exit(0);
+        }
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert!(libc::WIFSIGNALED(status), "{status:#x}");
+    assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
+}
+
 /// SDM vol. 3D, EENTER and EEXIT by an ENCLU of the host's own: execution goes on after it, and RCX is the AEP then.
 #[test]
 fn enclu_outside_of_the_enter_function() {

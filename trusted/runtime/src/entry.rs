@@ -159,7 +159,8 @@ global_asm!(
     .popsection
     .endm
 
-    # No register or flag of the enclave goes out. VZEROALL clears ZMM0 to ZMM15 whole, KXORW all 64 bits. RDI, RSI, RDX, R8, R9 carry the exit; RBX, RSP, RBP are set.
+    # No register or flag of the enclave goes out. VZEROALL clears ZMM0 to ZMM15 whole, KXORW all 64 bits. RDI, RSI, RDX,
+    # R8, R9 carry the exit; RBX, RSP, RBP are set.
     .macro CLEAR_FOR_EXIT
     vzeroall
     cmp dword ptr [rip + enclos_avx512], 0
