@@ -50,5 +50,5 @@ pub use quote::{Quote, QuoteError, Tee};
 pub use roots::{AMD_ROOTS, INTEL_SGX_ROOT, NotACertificate, RootOfTrust, Roots, key_id};
 pub use snp::{SNP_REPORT_LEN, SnpCollateral, SnpError, SnpReport};
 pub use status::{Failure, Status, TcbStatus};
-pub use types::{Hex, HexError, Time, TimeError};
+pub use types::{Hex, HexError, Time, TimeError, hexadecimal};
 pub use verify::Verifier;

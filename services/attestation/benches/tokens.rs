@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 
 const QUOTE: &[u8] = include_bytes!("../../../verifier/tests/data/sgx_v3.bin");
 const COLLATERAL: &[u8] = include_bytes!("../../../verifier/tests/data/sgx_v3.json");
-const ROUND: Duration = Duration::from_millis(500);
-const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_millis(50);
+const ROUNDS: usize = 60;
 
 fn main() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -4,7 +4,7 @@
 //! whatever the policy issues besides.
 
 use enclos_verifier::{
-    Hex, Tee,
+    Tee, hexadecimal,
     quote::{Body, EnclaveReport, Quote, TdReport},
     {SnpReport, SnpTcb},
 };
@@ -77,8 +77,8 @@ impl Claims {
         collateral: Map<String, Json>,
         baseline: Option<&str>,
     ) {
-        let mr_enclave = hex::encode(report.mr_enclave());
-        let mr_signer = hex::encode(report.mr_signer());
+        let mr_enclave = hexadecimal(report.mr_enclave());
+        let mr_signer = hexadecimal(report.mr_signer());
         let product_id = i64::from(report.isv_prod_id());
         let svn = i64::from(report.isv_svn());
         self.put("x-ms-sgx-is-debuggable", report.is_debug());
@@ -86,12 +86,12 @@ impl Claims {
         self.put("x-ms-sgx-mrsigner", mr_signer.as_str());
         self.put("x-ms-sgx-product-id", product_id);
         self.put("x-ms-sgx-svn", svn);
-        self.put("x-ms-sgx-report-data", hex::encode(report.report_data()));
+        self.put("x-ms-sgx-report-data", hexadecimal(report.report_data()));
         // SDM vol. 3D, table 38-21: ISVEXTPRODID at 32, ISVFAMILYID at 304.
-        self.put("x-ms-sgx-config-id", hex::encode(report.config_id()));
+        self.put("x-ms-sgx-config-id", hexadecimal(report.config_id()));
         self.put("x-ms-sgx-config-svn", i64::from(report.config_svn()));
-        self.put("x-ms-sgx-isv-extended-product-id", hex::encode(&report.0[32..48]));
-        self.put("x-ms-sgx-isv-family-id", hex::encode(&report.0[304..320]));
+        self.put("x-ms-sgx-isv-extended-product-id", hexadecimal(&report.0[32..48]));
+        self.put("x-ms-sgx-isv-family-id", hexadecimal(&report.0[304..320]));
         if let Some(baseline) = baseline {
             self.put("x-ms-sgx-tcbidentifier", baseline);
         }
@@ -125,11 +125,11 @@ impl Claims {
             ("tdx_tee_tcb_svn", report.tee_tcb_svn()),
             ("tdx_xfam", report.xfam()),
         ] {
-            self.put(name, hex::encode(bytes));
+            self.put(name, hexadecimal(bytes));
         }
         for (name, register) in ["tdx_rtmr0", "tdx_rtmr1", "tdx_rtmr2", "tdx_rtmr3"].iter().zip(report.rtmr())
         {
-            self.put(name, hex::encode(register));
+            self.put(name, hexadecimal(register));
         }
         // The module's SVN is the low two bytes of TEE_TCB_SVN.
         let [low, high, ..] = *report.tee_tcb_svn();
@@ -149,22 +149,22 @@ impl Claims {
     /// Claims of an SEV-SNP report of `report_bytes`.
     pub(crate) fn snp(&mut self, report: &SnpReport<'_>, report_bytes: &[u8], tcb: SnpTcb) {
         // AMD 56860, table "ATTESTATION_REPORT"; the length was checked when the report was parsed.
-        let hexadecimal = |offset: usize, len: usize| {
-            report_bytes.get(offset..offset + len).map(hex::encode).unwrap_or_default()
+        let field = |offset: usize, len: usize| {
+            report_bytes.get(offset..offset + len).map(hexadecimal).unwrap_or_default()
         };
         let number = |offset: usize| {
             let bytes = report_bytes.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
             i64::from(u32::from_le_bytes(bytes.unwrap_or_default()))
         };
         let policy = report.guest_policy();
-        self.put("x-ms-sevsnpvm-authorkeydigest", hexadecimal(0x110, 48));
-        self.put("x-ms-sevsnpvm-idkeydigest", hexadecimal(0xe0, 48));
-        self.put("x-ms-sevsnpvm-familyId", hexadecimal(0x10, 16));
-        self.put("x-ms-sevsnpvm-imageId", hexadecimal(0x20, 16));
-        self.put("x-ms-sevsnpvm-hostdata", hexadecimal(0xc0, 32));
-        self.put("x-ms-sevsnpvm-launchmeasurement", hex::encode(report.measurement()));
-        self.put("x-ms-sevsnpvm-reportdata", hex::encode(report.report_data()));
-        self.put("x-ms-sevsnpvm-reportid", hexadecimal(0x140, 32));
+        self.put("x-ms-sevsnpvm-authorkeydigest", field(0x110, 48));
+        self.put("x-ms-sevsnpvm-idkeydigest", field(0xe0, 48));
+        self.put("x-ms-sevsnpvm-familyId", field(0x10, 16));
+        self.put("x-ms-sevsnpvm-imageId", field(0x20, 16));
+        self.put("x-ms-sevsnpvm-hostdata", field(0xc0, 32));
+        self.put("x-ms-sevsnpvm-launchmeasurement", hexadecimal(report.measurement()));
+        self.put("x-ms-sevsnpvm-reportdata", hexadecimal(report.report_data()));
+        self.put("x-ms-sevsnpvm-reportid", field(0x140, 32));
         self.put("x-ms-sevsnpvm-guestsvn", number(0x04));
         self.put("x-ms-sevsnpvm-vmpl", number(0x30));
         self.put("x-ms-sevsnpvm-is-debuggable", policy & 1 << 19 != 0);
@@ -288,6 +288,5 @@ pub(crate) fn config_id<'a>(quote: &Quote<'a>) -> &'a [u8] {
 #[must_use]
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     use sha2::Digest;
-    let digest: [u8; 32] = sha2::Sha256::digest(bytes).into();
-    Hex(digest).to_string()
+    hexadecimal(&sha2::Sha256::digest(bytes))
 }

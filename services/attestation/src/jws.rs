@@ -217,9 +217,13 @@ pub fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, CONFIG);
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
-    let is_standard = text.bytes().any(|byte| matches!(byte, b'+' | b'/'));
-    let engine = if is_standard { &STANDARD } else { &URL_SAFE };
-    engine.decode(text).map_err(|error| error.to_string())
+    URL_SAFE
+        .decode(text)
+        .or_else(|error| match text.contains(['+', '/']) {
+            true => STANDARD.decode(text),
+            false => Err(error),
+        })
+        .map_err(|error| error.to_string())
 }
 
 struct PublicKey {

@@ -9,7 +9,7 @@ use std::{
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use enclos_verifier::{
     Appraisal, Platform, Policy as Demands, PolicyError, Quote, SnpCollateral, SnpReport, Tee, Time,
-    Verifier,
+    Verifier, hexadecimal,
     quote::{Body, without_oe_header},
 };
 use serde::{Deserialize, Serialize};
@@ -757,7 +757,7 @@ impl Service {
         claims.insert("iat".into(), json!(now));
         claims.insert("nbf".into(), json!(now));
         claims.insert("exp".into(), json!(now + lifetime));
-        claims.insert("jti".into(), json!(hex::encode(id)));
+        claims.insert("jti".into(), json!(hexadecimal(&id)));
     }
 }
 

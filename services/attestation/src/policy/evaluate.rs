@@ -1,7 +1,9 @@
 //! Rules applied to claims.
 
+use std::collections::BTreeSet;
+
 use super::{
-    Claim, Issuer, Value, Values, functions,
+    Claim, Issuer, Value, functions,
     parser::{Action, Condition, Demand, Expression, Function, Made, Operator, Property, Rule, Verb},
 };
 
@@ -97,6 +99,49 @@ struct Evaluation {
     steps: usize,
 }
 
+/// The values of a set of claims, without repetition. Nearly all have one.
+enum Values {
+    One(Value),
+    Several(BTreeSet<Value>),
+}
+
+impl Values {
+    fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Several(values) => values.len(),
+        }
+    }
+
+    fn contains(&self, value: &Value) -> bool {
+        match self {
+            Self::One(one) => one == value,
+            Self::Several(values) => values.contains(value),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Value> {
+        let (one, several) = match self {
+            Self::One(value) => (Some(value), None),
+            Self::Several(values) => (None, Some(values)),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
+}
+
+impl FromIterator<Value> for Values {
+    fn from_iter<I: IntoIterator<Item = Value>>(values: I) -> Self {
+        let mut values = values.into_iter();
+        match (values.next(), values.next()) {
+            (Some(one), None) => Self::One(one),
+            (first, second) => Self::Several(first.into_iter().chain(second).chain(values).collect()),
+        }
+    }
+}
+
+/// Where in the incoming claims those are that a condition matched: claims are added there, and none is ever taken away.
+type Matching = Vec<usize>;
+
 /// What an expression stands for.
 struct Evaluated {
     values: Values,
@@ -106,12 +151,12 @@ struct Evaluated {
 
 impl Evaluated {
     fn of(value: impl Into<Value>) -> Self {
-        Self { values: [value.into()].into(), read_only: false }
+        Self { values: Values::One(value.into()), read_only: false }
     }
 
     /// The one value, if it is one.
     fn single(&self, what: &str) -> Result<&Value, String> {
-        match (self.values.first(), self.values.len()) {
+        match (self.values.iter().next(), self.values.len()) {
             (Some(value), 1) => Ok(value),
             (_, count) => Err(format!("{what} takes a single value, it is given {count}")),
         }
@@ -136,7 +181,7 @@ impl Evaluation {
 
     fn try_apply(&mut self, rule: &Rule) -> Result<Decision, String> {
         // Variables are numbered in the order of the conditions that bind them.
-        let mut bound: Vec<Vec<Claim>> = Vec::new();
+        let mut bound: Vec<Matching> = Vec::new();
         for condition in &rule.conditions {
             let matching = self.matching(condition, &bound)?;
             if matching.is_empty() != condition.negated {
@@ -158,7 +203,7 @@ impl Evaluation {
         Ok(Decision::None)
     }
 
-    fn matching(&mut self, condition: &Condition, bound: &[Vec<Claim>]) -> Result<Vec<Claim>, String> {
+    fn matching(&mut self, condition: &Condition, bound: &[Matching]) -> Result<Matching, String> {
         let operands: Vec<_> = condition
             .demands
             .iter()
@@ -167,7 +212,7 @@ impl Evaluation {
                 expression => self.evaluate(expression, bound).map(|found| Operand::Set(found.values)),
             })
             .collect::<Result<_, _>>()?;
-        let mut matching = Vec::new();
+        let mut matching = Matching::new();
         for index in 0..self.incoming.len() {
             let mut meets_all = true;
             for (demand, operand) in condition.demands.iter().zip(&operands) {
@@ -178,15 +223,15 @@ impl Evaluation {
                 }
             }
             if meets_all {
-                matching.push(self.incoming[index].clone());
+                matching.push(index);
             }
         }
         Ok(matching)
     }
 
-    fn made(&mut self, made: &Made, bound: &[Vec<Claim>]) -> Result<Vec<Claim>, String> {
+    fn made(&mut self, made: &Made, bound: &[Matching]) -> Result<Vec<Claim>, String> {
         let (kind, value, value_type, issuer) = match made {
-            Made::Same { variable } => return Ok(bound[*variable].clone()),
+            Made::Same { variable } => return Ok(self.claims(&bound[*variable]).cloned().collect()),
             Made::New { kind, value, value_type, issuer } => (kind, value, value_type, issuer),
         };
         let kind = self.evaluate(kind, bound)?;
@@ -216,11 +261,13 @@ impl Evaluation {
             }
         }
         let read_only = kind.read_only || values.read_only;
-        Ok(values
-            .values
-            .into_iter()
-            .map(|value| Claim { kind: kind_text.clone(), value, issuer, read_only })
-            .collect())
+        let claim =
+            |value: &Value| Claim { kind: kind_text.clone(), value: value.clone(), issuer, read_only };
+        Ok(values.values.iter().map(claim).collect())
+    }
+
+    fn claims<'a>(&'a self, matching: &'a Matching) -> impl Iterator<Item = &'a Claim> {
+        matching.iter().map(|index| &self.incoming[*index])
     }
 
     fn keep(&mut self, verb: Verb, claim: Claim) -> Result<(), String> {
@@ -256,14 +303,14 @@ impl Evaluation {
     }
 
     /// Evaluates an expression, whose depth the parser has bounded.
-    fn evaluate(&mut self, expression: &Expression, bound: &[Vec<Claim>]) -> Result<Evaluated, String> {
+    fn evaluate(&mut self, expression: &Expression, bound: &[Matching]) -> Result<Evaluated, String> {
         match expression {
             Expression::Literal(value) => Ok(Evaluated::of(value.clone())),
             Expression::Property { variable, property } => {
-                let claims = &bound[*variable];
-                let values = claims.iter().map(|claim| property_of(claim, *property)).collect();
+                let claims = || self.claims(&bound[*variable]);
+                let values = claims().map(|claim| property_of(claim, *property)).collect();
                 // What a claim is called and who made it is no secret.
-                let read_only = *property == Property::Value && claims.iter().any(|claim| claim.read_only);
+                let read_only = *property == Property::Value && claims().any(|claim| claim.read_only);
                 self.spend(bound[*variable].len())?;
                 Ok(Evaluated { values, read_only })
             }
@@ -298,7 +345,7 @@ impl Evaluation {
             }
             (Function::IsSubsetOf, [subset, superset]) => {
                 self.spend(subset.values.len())?;
-                Ok(Evaluated::of(subset.values.is_subset(&superset.values)))
+                Ok(Evaluated::of(subset.values.iter().all(|value| superset.values.contains(value))))
             }
             (Function::AppendString, [left, right]) => {
                 let text = [left.text(name)?, right.text(name)?].concat();

@@ -23,7 +23,7 @@ mod functions;
 mod lexer;
 mod parser;
 
-use std::{collections::BTreeSet, fmt};
+use std::fmt;
 
 pub use evaluate::{EvaluationError, Outcome};
 pub use lexer::MAX_POLICY_LEN;
@@ -226,9 +226,6 @@ impl ParseError {
         Self { at, found: found.into(), expected: expected.into(), rule }
     }
 }
-
-/// The values of a set of claims, without repetition.
-type Values = BTreeSet<Value>;
 
 #[cfg(test)]
 mod tests;
