@@ -7,7 +7,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/.." && pwd)
-target=${CARGO_TARGET_DIR:-$root/target}/fuzz
+built=${CARGO_TARGET_DIR:-$root/target}
+target=$built/fuzz
 quotes=${ENCLOS_QUOTES:-$root/../shared/quotes}
 amount=${1:-4}
 shift || true
@@ -18,10 +19,10 @@ case $amount in *x) limit=-runs=${amount%x} ;; *) limit=-max_total_time=$amount 
 # Flags of the environment would replace those of .cargo/config.toml, and nothing would guide the search.
 flags=()
 if [ "${FUZZ_COMPARISONS:-on}" = off ]; then
-    target=$target-plain
+    target=$target-plain built=$target
     flags=("RUSTFLAGS=$(grep -o '"-[^"]*"' "$here/.cargo/config.toml" | grep -v trace-compares | tr -d '"' | paste -sd' ')")
 fi
-(cd "$here" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "${flags[@]}" CARGO_TARGET_DIR="$target" cargo build -q --release --locked)
+(cd "$here" && env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS "${flags[@]}" CARGO_TARGET_DIR="$built" cargo build -q --release --locked)
 
 passed=0 failed=0
 for name in "${targets[@]}"; do
@@ -41,7 +42,7 @@ for name in "${targets[@]}"; do
     options=(-timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 -verbosity=1 -artifact_prefix="$crashes/")
     if [ -f "$here/$name.dict" ]; then options+=(-dict="$here/$name.dict"); fi
     log=$target/$name.log
-    if "$target/x86_64-unknown-linux-gnu/release/$name" "${options[@]}" "$limit" "${folders[@]}" >"$log" 2>&1; then
+    if "$built/x86_64-unknown-linux-gnu/release/$name" "${options[@]}" "$limit" "${folders[@]}" >"$log" 2>&1; then
         runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
         echo "ok    $name: $runs runs, $(grep -o 'cov: [0-9]* ft: [0-9]*' "$log" | tail -1)"
         # A search that sees no coverage is none.

@@ -127,6 +127,40 @@ mod tests {
         assert_eq!(fs::read_to_string(stamp).unwrap(), version_of(SDK));
     }
 
+    /// Cargo finds every crate of the project, with its engines, in the versions that everything was tested with.
+    #[cfg(feature = "inference")]
+    #[test]
+    fn the_project_of_the_inference_enclave_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        write_all(folder.path(), project(INFERENCE, &[])).unwrap();
+        write(&folder.path().join("Cargo.lock"), LOCK).unwrap();
+        unpack_sdk(folder.path()).unwrap();
+        let config = enclos_pack::Config::load(&folder.path().join("enclos.toml")).unwrap();
+        let mut tree = std::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        tree.current_dir(folder.path()).args([
+            "tree",
+            "--offline",
+            "--prefix",
+            "none",
+            "--edges",
+            "normal,build",
+        ]);
+        tree.args(["--target", "x86_64-unknown-linux-gnu", "--features", &config.build.features.join(",")]);
+        tree.arg("--manifest-path").arg(config.build.crate_dir.unwrap().join("Cargo.toml"));
+        let output = tree.output().unwrap();
+        let listed = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for engine in ["tract-onnx ", "rten "] {
+            assert!(listed.lines().any(|line| line.starts_with(engine)), "{listed}");
+        }
+        for line in listed.lines() {
+            let mut words = line.split(' ');
+            let (name, version) = (words.next().unwrap(), words.next().unwrap().trim_start_matches('v'));
+            let locked = format!("name = {name:?}\nversion = {version:?}\n");
+            assert!(LOCK.contains(&locked), "{line} is not what was tested");
+        }
+    }
+
     #[test]
     fn versions_tell_tables_apart() {
         assert_ne!(version_of(&[("a", "bc")]), version_of(&[("ab", "c")]));

@@ -105,14 +105,14 @@ pub fn compile_host(manifest: &Path, progress: &mut dyn FnMut(Progress)) -> Resu
         manifest: &manifest,
         bin: None,
         features: &[],
-        target_dir: "container",
+        target_dir: ENCLAVE_DIR,
         debug: false,
         flags: &["-Cstrip=debuginfo"],
     };
     program.compile(progress)
 }
 
-/// Where enclaves are built, below cargo's target folder.
+/// Where enclaves and hosts in containers are built, below cargo's target folder.
 const ENCLAVE_DIR: &str = "enclave";
 
 /// A program to be built reproducibly.
