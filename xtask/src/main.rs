@@ -37,6 +37,10 @@ enum Task {
         /// Name the steps and what they do
         #[arg(long)]
         list: bool,
+        /// Have clippy look at every crate and test while it is built; what it warns of ends the step. A pass of its own would
+        /// check all dependencies besides building them
+        #[arg(long)]
+        clippy: bool,
     },
     /// Show something from one end to the other on the emulated platform. Installs what is missing (apt, PyPI, npm).
     Demo {
@@ -58,10 +62,10 @@ enum Demo {
 }
 
 fn main() -> ExitCode {
-    let (only, list) = match Cli::parse().task {
-        Task::Test { only, list } => (only, list),
-        Task::Demo { what: Demo::Evidence } => (vec!["demo".to_owned()], false),
-        Task::Demo { what: Demo::Inference } => (vec!["inference-demo".to_owned()], false),
+    let (only, list, clippy) = match Cli::parse().task {
+        Task::Test { only, list, clippy } => (only, list, clippy),
+        Task::Demo { what: Demo::Evidence } => (vec!["demo".to_owned()], false, false),
+        Task::Demo { what: Demo::Inference } => (vec!["inference-demo".to_owned()], false, false),
     };
     if list {
         for step in STEPS {
@@ -73,7 +77,7 @@ fn main() -> ExitCode {
         eprintln!("error: there is no step {unknown:?}; `cargo xtask test --list` names them");
         return ExitCode::from(2);
     }
-    let context = match Context::new() {
+    let context = match Context::new(clippy) {
         Ok(context) => context,
         Err(e) => {
             eprintln!("error: {e}");
@@ -189,17 +193,19 @@ pub(crate) struct Context {
     pub(crate) root: PathBuf,
     /// The cargo that runs this.
     cargo: PathBuf,
+    /// Whether clippy compiles our crates.
+    clippy: bool,
     /// Goes when the run ends.
     scratch: tempfile::TempDir,
 }
 
 impl Context {
-    fn new() -> Result<Self, Failure> {
+    fn new(clippy: bool) -> Result<Self, Failure> {
         let scratch =
             tempfile::tempdir().map_err(|source| Failure::File { path: std::env::temp_dir(), source })?;
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default();
         let cargo = std::env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from);
-        Ok(Self { root, cargo, scratch })
+        Ok(Self { root, cargo, clippy, scratch })
     }
 
     /// A new folder that goes when the run ends.

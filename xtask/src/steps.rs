@@ -79,20 +79,51 @@ const EVERYTHING: [&str; 3] =
 /// What there is to build of all these.
 const PROGRAMS: [&str; 3] = ["--bins", "--tests", "--examples"];
 
+/// How cargo compiles our crates through clippy, which is the compiler with lints. Not by an environment variable: tests run
+/// cargo, too.
+const CLIPPY: [&str; 2] = ["--config", "build.rustc-workspace-wrapper='clippy-driver'"];
+
+/// `-D warnings`, as `cargo clippy` tells clippy.
+const CLIPPY_ARGS: &str = "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__";
+
+/// What comes behind `cargo build` or `cargo test` in a run's debug builds.
+fn choice(c: &Context) -> Vec<&'static str> {
+    let clippy: &[_] = if c.clippy { &CLIPPY } else { &[] };
+    [&EVERYTHING, clippy].concat()
+}
+
+/// A debug build or its tests.
+fn debug(c: &Context, subcommand: &str) -> Command {
+    let mut command = c.cargo(&c.root);
+    command.arg(subcommand).args(choice(c));
+    if c.clippy {
+        command.env("CLIPPY_ARGS", CLIPPY_ARGS);
+    }
+    command
+}
+
 /// A suite of `tests/conformance`; it builds what it needs with the choice of packages that it is given.
 fn suite(c: &Context, script: &str) -> Command {
     let mut command = program("bash", &c.root);
     command.arg(c.root.join("tests/conformance").join(script));
-    command.env("PACKAGES", [EVERYTHING, PROGRAMS].concat().join(" "));
+    command.env("PACKAGES", [&choice(c)[..], &PROGRAMS].concat().join(" "));
+    if c.clippy {
+        command.env("CLIPPY_ARGS", CLIPPY_ARGS);
+    }
     command
 }
 
 fn build(c: &Context, report: &mut Report) -> Result<(), Failure> {
-    run(c.cargo(&c.root).arg("build").args(EVERYTHING).args(PROGRAMS), report).map(drop)
+    let mut build = debug(c, "build");
+    build.args(PROGRAMS);
+    if c.clippy {
+        build.arg("--benches");
+    }
+    run(&mut build, report).map(drop)
 }
 
 fn workspace(c: &Context, report: &mut Report) -> Result<(), Failure> {
-    run(c.cargo(&c.root).arg("test").args(EVERYTHING).arg("--no-fail-fast"), report).map(drop)
+    run(debug(c, "test").arg("--no-fail-fast"), report).map(drop)
 }
 
 /// Packages whose integration tests start enclaves.
@@ -113,8 +144,8 @@ fn with_enclaves(c: &Context, variable: &str, value: &str, report: &mut Report) 
         metadata.output().map_err(|source| Failure::Spawn { command: "cargo metadata".into(), source })?;
     let metadata: Value = serde_json::from_slice(&output.stdout)
         .map_err(|e| Failure::Wrong(format!("`cargo metadata` says no JSON: {e}")))?;
-    let mut command = c.cargo(&c.root);
-    command.arg("test").args(EVERYTHING).arg("--no-fail-fast").env(variable, value);
+    let mut command = debug(c, "test");
+    command.arg("--no-fail-fast").env(variable, value);
     for package in metadata["packages"].as_array().into_iter().flatten() {
         if !STARTS_ENCLAVES.iter().any(|name| package["name"] == *name) {
             continue;
@@ -166,9 +197,7 @@ fn postgres(c: &Context, report: &mut Report) -> Result<(), Failure> {
     if !has_server {
         install(&[], &[("", "postgresql")], report)?;
     }
-    let mut tests = c.cargo(&c.root);
-    tests.arg("test").args(EVERYTHING).args(["--test", "postgres", "--", "--include-ignored"]);
-    run(&mut tests, report).map(drop)
+    run(debug(c, "test").args(["--test", "postgres", "--", "--include-ignored"]), report).map(drop)
 }
 
 fn quotes(c: &Context, report: &mut Report) -> Result<(), Failure> {
