@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use enclos_inference::client::{Client, ClientError, Demands, Http};
-use enclos_inference_proxy::{Config, describe};
+use enclos_inference::client::{Client, ClientError, Demands};
+use enclos_inference_proxy::{Config, describe, gateway_at};
 use enclos_verifier::{Collateral, Hex};
 use serde_json::json;
 
@@ -30,8 +30,9 @@ The server is verified before the proxy listens, and anew when its key's time is
 When it is refused, requests are answered 502 with the reason, and nothing of them leaves. Responses name who gave them:
 enclos-mrenclave, enclos-emulated.
 
-What programs send to the proxy is plain text: it belongs on their machine. Without --model-sha256 the server's owner chooses
-the models, and model_version in answers (the SHA-256 of the model's file) says which it was.
+What programs send to the proxy is plain text: it belongs on their machine. The page encrypts by itself, for the key that the
+proxy verified. Without --model-sha256 the server's owner chooses the models, and model_version in answers (the SHA-256 of the
+model's file) says which it was.
 
 Exit codes:
   0    ended in good order
@@ -67,6 +68,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
+    let server = gateway_at(&args.server)?;
     let policy = verify::policy_of(args.policy.as_deref())?;
     let path = args.collateral.clone();
     let collateral = move || {
@@ -76,8 +78,7 @@ pub(crate) fn run(args: &Args, ui: Ui) -> Outcome {
     // What is not usable now is a mistake; later it is a reason to refuse.
     collateral().map_err(Error::Peer)?;
     let models = args.models.iter().map(|hash| hash.0).collect();
-    let client =
-        Client::new(Http::at(&args.server), Demands { policy, collateral: Box::new(collateral), models });
+    let client = Client::new(server, Demands { policy, collateral: Box::new(collateral), models });
 
     let waiting = ui.wait("asking for evidence");
     let verified = client.verified();

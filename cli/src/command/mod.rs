@@ -154,6 +154,8 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            #[cfg(feature = "inference")]
+            Self::Proxy(enclos_inference_proxy::ProxyError::NoGateway { .. }) => 2,
             Self::End(End::Faulted { .. }) => 70,
             _ => 1,
         }

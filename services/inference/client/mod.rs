@@ -26,7 +26,7 @@ use crate::{DocumentError, OFFER_PATH, Offer, OfferedModel, SMALLEST_BUCKET, pad
 /// Where hosts take encapsulated requests (RFC 9540, section 4).
 pub const GATEWAY_PATH: &str = "/.well-known/ohttp-gateway";
 /// Media types of encapsulated requests and responses (RFC 9458, section 9).
-const ENCAPSULATED: [&str; 2] = ["message/ohttp-req", "message/ohttp-res"];
+pub const ENCAPSULATED: [&str; 2] = ["message/ohttp-req", "message/ohttp-res"];
 /// How long a verdict is relied on: in between, collateral may have expired, and models have newer versions.
 const VERDICT_LASTS: Duration = Duration::from_secs(600);
 /// How much of a message is JSON, if binary tensors follow.
@@ -121,9 +121,14 @@ pub struct HostResponse {
 }
 
 impl HostResponse {
-    fn expect(self, content_type: &str) -> Result<Vec<u8>, ClientError> {
+    /// Is its body of this media type, whatever the parameters?
+    pub fn is_of(&self, media_type: &str) -> bool {
         let kind = self.content_type.split(';').next().unwrap_or_default().trim();
-        match self.status == 200 && kind.eq_ignore_ascii_case(content_type) {
+        kind.eq_ignore_ascii_case(media_type)
+    }
+
+    fn expect(self, media_type: &str) -> Result<Vec<u8>, ClientError> {
+        match self.status == 200 && self.is_of(media_type) {
             true => Ok(self.body),
             false => Err(ClientError::Host { status: self.status, detail: self.detail() }),
         }
@@ -207,9 +212,10 @@ impl Response {
 /// An accepted server.
 #[derive(Debug)]
 pub struct Verified {
-    key_config: Vec<u8>,
+    /// As it was judged: the evidence vouches for all of its models, also those that are not wanted.
+    offer: Offer,
+    /// Those of its models that may be asked.
     models: Vec<OfferedModel>,
-    not_after: u64,
     verdict: Verdict,
 }
 
@@ -235,8 +241,7 @@ impl Verified {
         if !verdict.accepted {
             return Err(ClientError::Refused(Box::new(verdict)));
         }
-        let Offer { key_config, models, not_after, evidence: _ } = offer.clone();
-        Ok(Self { key_config, models, not_after, verdict })
+        Ok(Self { offer: offer.clone(), models: offer.models.clone(), verdict })
     }
 
     /// Why the server was accepted, and whether it is emulated.
@@ -252,7 +257,12 @@ impl Verified {
         }
     }
 
-    /// The models that the evidence vouches for; of a name, the newest last.
+    /// What was accepted, whole: what somebody else needs who verifies it as well.
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// The models that the evidence vouches for, and that may be asked; of a name, the newest last.
     pub fn models(&self) -> &[OfferedModel] {
         &self.models
     }
@@ -279,7 +289,7 @@ impl Verified {
 
     /// When to ask for another offer, seconds since 1970; an allegation.
     pub fn not_after(&self) -> u64 {
-        self.not_after
+        self.offer.not_after
     }
 
     /// Encrypts a request with JSON or without a body, padded ([`padded`]).
@@ -312,7 +322,8 @@ impl Verified {
         let mut plain = Vec::new();
         message.write_bhttp(Mode::KnownLength, &mut plain)?;
         let plain = padded(plain, SMALLEST_BUCKET);
-        let (sealed, response) = ClientRequest::from_encoded_config(&self.key_config)?.encapsulate(&plain)?;
+        let (sealed, response) =
+            ClientRequest::from_encoded_config(&self.offer.key_config)?.encapsulate(&plain)?;
         Ok((sealed, Reply(response)))
     }
 
@@ -422,13 +433,22 @@ impl<T: Transport> Client<T> {
         self.other_than(None)
     }
 
+    /// The server that is accepted now, whatever was accepted before.
+    ///
+    /// # Errors
+    /// When none can be had, or it is refused.
+    pub fn verified_anew(&self) -> Result<Arc<Verified>, ClientError> {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.verified()
+    }
+
     /// One accepted server that is not this one: verified before, while this one was asked, or now.
     fn other_than(&self, stale: Option<&Arc<Verified>>) -> Result<Arc<Verified>, ClientError> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let is_stale = |c: &Current| {
             stale.is_some_and(|stale| Arc::ptr_eq(stale, &c.verified))
                 || c.since.elapsed() > VERDICT_LASTS
-                || now() > c.verified.not_after
+                || now() > c.verified.not_after()
         };
         if let Some(current) = current.as_ref().filter(|c| !is_stale(c)) {
             return Ok(current.verified.clone());
@@ -480,11 +500,25 @@ impl<T: Transport> Client<T> {
             return outcome.map(|response| (response, first));
         }
         let second = self.other_than(Some(&first))?;
-        let is_same = (&first.key_config, &first.models) == (&second.key_config, &second.models);
+        let is_same = (&first.offer.key_config, &first.models) == (&second.offer.key_config, &second.models);
         match is_same {
             true => outcome.map(|response| (response, second)),
             false => second.ask(&self.transport, request).map(|response| (response, second)),
         }
+    }
+
+    /// Passes on what somebody else has encapsulated for the key of the server accepted now, unread: a relay (RFC 9458,
+    /// section 2). The answer is the host's, as it came.
+    ///
+    /// # Errors
+    /// When no server is accepted, and then nothing is sent; when nothing comes back.
+    pub fn relay(&self, encapsulated: &[u8]) -> Result<HostResponse, ClientError> {
+        let verified = self.verified()?;
+        let answer = self.transport.post(GATEWAY_PATH, ENCAPSULATED[0], encapsulated);
+        if answer.is_err() {
+            self.forget(&verified);
+        }
+        Ok(answer?)
     }
 
     /// The next request verifies anew: something is wrong with this one, or with the way to it.

@@ -1,5 +1,7 @@
-// Draws a digit, asks the model through the proxy that served this page, and shows who answered. It verifies nothing itself:
-// the proxy does, and this page has its word from /verdict and from the headers of each answer.
+// Draws a digit, encrypts it for the enclave that the proxy has verified, asks by way of the proxy, which relays what it cannot
+// read, and shows who answered. What the page checks itself is in offer.js.
+
+import { Refused, accepted, ask } from "./offer.js";
 
 const element = (id) => document.getElementById(id);
 const [canvas, pixels, message, identity, answer, model] = ["canvas", "pixels", "message", "identity", "answer", "model"].map(element);
@@ -19,59 +21,60 @@ function list(entries) {
   return list;
 }
 
-/** JSON of the proxy; an error of its or the network's has the words in `error`. */
-async function get(path, options) {
-  try {
-    const response = await fetch(path, { cache: "no-store", ...options });
-    const body = await response.json();
-    return response.ok ? { body, headers: response.headers } : { error: body.error ?? `status ${response.status}` };
-  } catch (error) {
-    return { error: `the proxy does not answer: ${error.message}` };
-  }
-}
-
 function show(tone, ...parts) {
   identity.dataset.tone = tone;
   identity.replaceChildren(...parts);
 }
 
-function showIdentity({ verdict, models }) {
-  const { identity: who } = verdict.appraisal;
-  const title = verdict.emulated ? "Accepted by the policy, but emulated" : "Accepted by the policy";
+function showIdentity({ mrEnclave, mrSigner, fingerprint, models, isEmulated }) {
+  const title = isEmulated ? "Accepted by the policy, but emulated" : "Accepted by the policy";
   const emulated = make("p", "The platform is an emulated SGX CPU: it PROTECTS NOTHING, and its operator can read everything.", { className: "emulated" });
   const facts = list([
-    ["MRENCLAVE", who?.mr_enclave ?? "none: it is no SGX enclave"],
-    ["MRSIGNER", who?.mr_signer ?? "none"],
+    ["MRENCLAVE", mrEnclave],
+    ["MRSIGNER", mrSigner],
+    ["key", `SHA-256 ${fingerprint}`],
     ...models.map(({ name, sha256 }) => [`model ${name}`, `SHA-256 ${sha256}`]),
   ]);
-  show(verdict.emulated ? "warn" : "good", make("h2", title), ...(verdict.emulated ? [emulated] : []), facts);
+  show(isEmulated ? "warn" : "good", make("h2", title), ...(isEmulated ? [emulated] : []), facts);
 }
 
 function showRefusal(error) {
   show("bad", make("h2", "Nobody is accepted: nothing is sent"), make("p", error));
 }
 
-/** Asks who answers, and which of the models take a digit. */
-async function begin() {
-  const { body, error } = await get("/verdict");
-  if (error) {
-    showRefusal(error);
-    return false;
+/** Which offer the list of models is of. */
+let listed = "";
+
+/** Asks who answers, and which of the models take a digit. Gives the offer to encrypt for, or nothing. */
+async function begin(options) {
+  try {
+    const offer = await accepted(options);
+    showIdentity(offer);
+    await listModels(offer);
+    return offer;
+  } catch (error) {
+    if (error instanceof Refused) showRefusal(error.message);
+    else message.textContent = error.message;
+    return null;
   }
-  showIdentity(body);
-  const names = [...new Set(body.models.map(({ name }) => name))];
-  if (names.join() === [...model.options].map(({ value }) => value).join()) return true;
+}
+
+async function listModels(offer) {
+  const versions = JSON.stringify(offer.models);
+  if (versions === listed) return;
   const options = [];
-  for (const name of names) {
-    const { body: metadata } = await get(`/v2/models/${name}`);
-    const takesDigits = metadata?.inputs.length === 1 && metadata.inputs[0].datatype === "FP32" && metadata.inputs[0].shape.at(-1) === SIDE * SIDE;
+  for (const name of new Set(offer.models.map(({ name }) => name))) {
+    const { status, body: metadata } = await ask(offer, name, {});
+    const takesDigits = status === 200 && metadata.inputs.length === 1 && metadata.inputs[0].datatype === "FP32" && metadata.inputs[0].shape.at(-1) === SIDE * SIDE;
     const option = make("option", name, { value: name, disabled: !takesDigits });
     if (takesDigits) option.dataset.input = metadata.inputs[0].name;
     options.push(option);
   }
+  const isUsable = (option) => option && !option.disabled;
+  const before = options.find((option) => option.value === model.value);
   model.replaceChildren(...options);
-  model.value = options.find((option) => !option.disabled)?.value ?? "";
-  return true;
+  model.value = (isUsable(before) ? before : options.find(isUsable))?.value ?? "";
+  listed = versions;
 }
 
 /** What was drawn as the data set has it: the ink, as large as 32 by 32 dots allow, and how many of each 4 by 4 are black. */
@@ -113,7 +116,7 @@ function given() {
   return isRight ? numbers : null;
 }
 
-async function ask() {
+async function askForDigit() {
   message.textContent = "";
   answer.replaceChildren();
   const data = given();
@@ -125,21 +128,28 @@ async function ask() {
     message.textContent = "Draw a digit first.";
     return;
   }
-  if (!(await begin())) return;
+  const offer = await begin();
+  if (!offer) return;
   const input = model.selectedOptions[0]?.dataset.input;
   if (!input) {
     message.textContent = "None of the models takes 64 pixels.";
     return;
   }
-  const request = { inputs: [{ name: input, shape: [1, data.length], datatype: "FP32", data }] };
-  const { body, headers, error } = await get(`/v2/models/${model.value}/infer`, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request),
-  });
-  if (error) {
-    message.textContent = error;
-    await begin();
-    return;
+  const json = { inputs: [{ name: input, shape: [1, data.length], datatype: "FP32", data }] };
+  try {
+    const answered = await ask(offer, model.value, { method: "POST", path: "/infer", json });
+    if (answered.offer !== offer) showIdentity(answered.offer);
+    if (answered.status === 200) showAnswer(answered);
+    else message.textContent = `The enclave answers ${answered.status}: ${answered.body.error}`;
+  } catch (error) {
+    if (error instanceof Refused) return showRefusal(error.message);
+    message.textContent = error.message;
+    // Something is wrong with the server, or with the way to it.
+    await begin({ anew: true });
   }
+}
+
+function showAnswer({ body, sent, received, offer: { mrEnclave, fingerprint, isEmulated } }) {
   const [label, ...others] = body.outputs;
   const probabilities = others.find((output) => output.datatype === "FP32")?.data ?? [];
   const bars = make("ol");
@@ -148,11 +158,14 @@ async function ask() {
     bar.append(make("code", String(digit)), make("meter", "", { value: probability, ariaLabel: `probability of ${digit}` }), make("code", probability.toFixed(PROBABILITY)));
     bars.append(bar);
   }
-  const isEmulated = headers.get("enclos-emulated") === "true";
   answer.append(make("p", String(label.data[0]), { id: "digit" }), bars, make("h2", "Answered by"), list([
-    ["MRENCLAVE", headers.get("enclos-mrenclave")],
+    ["MRENCLAVE", mrEnclave],
     ["model", `${body.model_name}, SHA-256 ${body.model_version}`],
     ["platform", isEmulated ? "emulated: protects nothing" : "SGX hardware"],
+  ]), make("h2", "Encrypted by this page"), list([
+    ["for the key", `SHA-256 ${fingerprint}`],
+    ["sent", `${sent} bytes of ciphertext`],
+    ["received", `${received} bytes of ciphertext`],
   ]));
 }
 
@@ -183,7 +196,7 @@ element("clear").addEventListener("click", () => {
 });
 element("ask").addEventListener("click", async ({ target }) => {
   target.disabled = true;
-  try { await ask(); } finally { target.disabled = false; }
+  try { await askForDigit(); } finally { target.disabled = false; }
 });
 showPixels();
 await begin();

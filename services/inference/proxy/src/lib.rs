@@ -1,13 +1,15 @@
 //! A verifying proxy: programs on this machine speak the plain Open Inference Protocol with it, and it verifies the enclave,
 //! encrypts for it, and asks by the versions that the evidence vouches for. Programs need no knowledge of any of that.
 //!
-//! What comes to it is plain text, so it belongs on the machine, and to the user, of the programs that ask. Pages of other
-//! origins cannot read what it answers, nor reach it by a name of their own ([`is_local`]).
+//! What programs send to it is plain text, so it belongs on the machine, and to the user, of the programs that ask. Pages of
+//! other origins cannot read what it answers, nor reach it by a name of their own ([`is_local`]). Its own page encrypts by
+//! itself: for it, the proxy verifies, and relays what it cannot read.
 //!
 //! | address | what it is |
 //! |---|---|
 //! | `/v2…` | the Open Inference Protocol, answered by the enclave |
-//! | `GET /verdict` | who answers, and why it was accepted; 502 if nobody is |
+//! | `GET /verdict` | who answers, why it was accepted, and the offer that was; 502 if nobody is. With `?anew`, judged now |
+//! | `POST /ohttp` | a relay resource (RFC 9458): passes `message/ohttp-req` on to the server's gateway |
 //! | `GET /` | a page on which to draw a digit, for models that take 8 by 8 pixels; it shows who answered |
 #![forbid(unsafe_code)]
 
@@ -20,7 +22,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use enclos_inference::client::{self, Client, ClientError, Http, Verified};
+use enclos_inference::client::{self, Client, ClientError, ENCAPSULATED, HostResponse, Http, Verified};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -32,10 +34,19 @@ const ANSWERED_BY: HeaderName = HeaderName::from_static("enclos-mrenclave");
 /// `true` where the platform proves nothing.
 const EMULATED: HeaderName = HeaderName::from_static("enclos-emulated");
 
+/// Where encapsulated requests are taken.
+const RELAY_PATH: &str = "/ohttp";
+/// Errors of gateways (RFC 9457).
+const PROBLEM: &str = "application/problem+json";
+/// Longest error of a gateway that is passed on, in bytes.
+const MAX_PROBLEM: usize = 64 << 10;
+
 /// The page: path, type and text of everything it consists of.
-const PAGE: [(&str, &str, &str); 3] = [
+const PAGE: [(&str, &str, &str); 5] = [
     ("/", "text/html; charset=utf-8", include_str!("../page/index.html")),
     ("/page.js", "text/javascript; charset=utf-8", include_str!("../page/page.js")),
+    ("/offer.js", "text/javascript; charset=utf-8", include_str!("../page/offer.js")),
+    ("/ohttp.js", "text/javascript; charset=utf-8", include_str!("../page/ohttp.js")),
     ("/style.css", "text/css; charset=utf-8", include_str!("../page/style.css")),
 ];
 /// It may load its own parts and ask this proxy, and nothing else; nobody may frame it.
@@ -76,6 +87,28 @@ pub enum ProxyError {
     /// The operating system has no threads to spare.
     #[error("cannot start: {0}")]
     Threads(std::io::Error),
+    /// The server is named by another way in than the one that the proxy speaks.
+    #[error(
+        "{server} has no gateway for encapsulated requests, which is what the proxy and its page send: TLS ends in the enclave \
+         there; give the service's http:// address, or ask with `enclos infer`"
+    )]
+    NoGateway {
+        /// As it was given.
+        server: String,
+    },
+}
+
+/// The server at this URL, if its kind has a gateway.
+///
+/// # Errors
+/// [`ProxyError::NoGateway`] for attested TLS.
+pub fn gateway_at(url: &str) -> Result<Http, ProxyError> {
+    match url.get(.."attested-tls:".len()) {
+        Some(scheme) if scheme.eq_ignore_ascii_case("attested-tls:") => {
+            Err(ProxyError::NoGateway { server: url.to_owned() })
+        }
+        _ => Ok(Http::at(url)),
+    }
 }
 
 /// Serves until the process is asked to stop (SIGTERM or interrupt). `ready` is told where.
@@ -118,11 +151,17 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Result<Respon
     let path = request.uri().path();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     Ok(match path {
-        "/verdict" if is_read => verdict(shared).await,
+        "/verdict" if is_read => verdict(shared, request.uri().query() == Some("anew")).await,
+        RELAY_PATH if request.method() == Method::POST => relay(shared, request).await,
+        RELAY_PATH => {
+            let mut refused = error(StatusCode::METHOD_NOT_ALLOWED, "encapsulated requests come with POST");
+            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+            refused
+        }
         _ if path == "/v2" || path.starts_with("/v2/") => infer(shared, request).await,
         _ => match PAGE.iter().find(|(part, ..)| is_read && path == *part) {
             Some((_, kind, text)) => page(kind, text),
-            None => error(StatusCode::NOT_FOUND, "there are /v2, /verdict and, for a browser, /"),
+            None => error(StatusCode::NOT_FOUND, "there are /v2, /verdict, /ohttp and, for a browser, /"),
         },
     })
 }
@@ -159,12 +198,9 @@ async fn infer(shared: Shared, request: Request) -> Response {
     let headers = carried.collect();
     let method = request.method().as_str().to_owned();
     let path = request.uri().path_and_query().map_or("/v2", |p| p.as_str()).to_owned();
-    let body = match to_bytes(Body::new(request.into_body()), shared.body).await {
-        Ok(body) => body.to_vec(),
-        Err(_) => {
-            let reason = format!("the body did not arrive whole, or is longer than {} bytes", shared.body);
-            return error(StatusCode::PAYLOAD_TOO_LARGE, &reason);
-        }
+    let body = match read_body(&shared, request).await {
+        Ok(body) => body,
+        Err(refused) => return *refused,
     };
     let request = client::Request { method, path, headers, body };
     match ask(&shared, move |client| client.ask(&request)).await {
@@ -173,11 +209,79 @@ async fn infer(shared: Shared, request: Request) -> Response {
     }
 }
 
-async fn verdict(shared: Shared) -> Response {
-    match ask(&shared, Client::verified).await {
-        Ok(verified) => json_response(StatusCode::OK, &describe(&verified)),
+async fn read_body(shared: &Shared, request: Request) -> Result<Vec<u8>, Box<Response>> {
+    to_bytes(Body::new(request.into_body()), shared.body).await.map(|body| body.to_vec()).map_err(|_| {
+        let reason = format!("the body did not arrive whole, or is longer than {} bytes", shared.body);
+        Box::new(error(StatusCode::PAYLOAD_TOO_LARGE, &reason))
+    })
+}
+
+async fn verdict(shared: Shared, is_anew: bool) -> Response {
+    let question = if is_anew { Client::verified_anew } else { Client::verified };
+    match ask(&shared, question).await {
+        Ok(verified) => {
+            let mut said = describe(&verified);
+            // The rest of the offer, for who checks what the evidence vouches for: all of its models, of which demands may leave
+            // fewer to be asked.
+            let mut offer: Value = verified.offer().to_json().parse().unwrap_or_default();
+            for (name, part) in
+                [("key_config", "key_config"), ("evidence", "evidence"), ("offered_models", "models")]
+            {
+                said[name] = offer[part].take();
+            }
+            json_response(StatusCode::OK, &said)
+        }
         Err(failed) => *failed,
     }
+}
+
+/// Passes an encapsulated request on unread, and its answer back. Nothing of the request but its body goes on: who asked stays
+/// here.
+async fn relay(shared: Shared, request: Request) -> Response {
+    let [expected, answered] = ENCAPSULATED;
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(expected) {
+        let reason =
+            format!("requests are encapsulated here (RFC 9458), and their content type is {expected}");
+        return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &reason);
+    }
+    let body = match read_body(&shared, request).await {
+        Ok(body) => body,
+        Err(refused) => return *refused,
+    };
+    let response = match ask(&shared, move |client| client.relay(&body)).await {
+        Ok(response) => response,
+        Err(failed) => return *failed,
+    };
+    if response.status == 200 && response.is_of(answered) {
+        return passed(StatusCode::OK, answered, response.body);
+    }
+    match StatusCode::from_u16(response.status) {
+        Ok(status) if is_problem(status, &response) => passed(status, PROBLEM, response.body),
+        _ => {
+            let reason = format!(
+                "the server's gateway answers {} with {:?}, which is neither an encapsulated response nor a problem",
+                response.status, response.content_type
+            );
+            error(StatusCode::BAD_GATEWAY, &reason)
+        }
+    }
+}
+
+fn is_problem(status: StatusCode, response: &HostResponse) -> bool {
+    (status.is_client_error() || status.is_server_error())
+        && response.is_of(PROBLEM)
+        && response.body.len() <= MAX_PROBLEM
+        && serde_json::from_slice::<Value>(&response.body).is_ok_and(|problem| problem.is_object())
+}
+
+fn passed(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (status, headers, body).into_response()
 }
 
 /// Asks on a thread that may block.
