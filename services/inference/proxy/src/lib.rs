@@ -34,6 +34,8 @@ const ANSWERED_BY: HeaderName = HeaderName::from_static("enclos-mrenclave");
 /// `true` where the platform proves nothing.
 const EMULATED: HeaderName = HeaderName::from_static("enclos-emulated");
 
+/// How a browser's request relates to the page that caused it; "none": the user did.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Where encapsulated requests are taken.
 const RELAY_PATH: &str = "/ohttp";
 /// Errors of gateways (RFC 9457).
@@ -183,6 +185,10 @@ fn is_local(headers: &HeaderMap, address: SocketAddr) -> bool {
     let text = |name| headers.get(name).map(|v: &HeaderValue| v.to_str().unwrap_or_default());
     let Some(host) = text(header::HOST) else { return true };
     if text(header::ORIGIN).is_some_and(|origin| origin.strip_prefix("http://") != Some(host)) {
+        return false;
+    }
+    // Images of a foreign page come without an origin; browsers say whose they are by this (Fetch Metadata).
+    if text(SEC_FETCH_SITE).is_some_and(|site| !["same-origin", "none"].contains(&site)) {
         return false;
     }
     let name = host.strip_suffix(&format!(":{}", address.port())).unwrap_or(host);
@@ -381,6 +387,13 @@ mod tests {
             let headers = [(header::HOST, "127.0.0.1:8091"), (header::ORIGIN, origin)];
             let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
             assert_eq!(is_local(&HeaderMap::from_iter(headers), address), expected, "{origin}");
+        }
+        for (site, expected) in
+            [("same-origin", true), ("none", true), ("same-site", false), ("cross-site", false)]
+        {
+            let headers = [(header::HOST, "127.0.0.1:8091"), (SEC_FETCH_SITE, site)];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            assert_eq!(is_local(&HeaderMap::from_iter(headers), address), expected, "{site}");
         }
     }
 }
