@@ -136,6 +136,7 @@ mod tests {
         write(&folder.path().join("Cargo.lock"), LOCK).unwrap();
         unpack_sdk(folder.path()).unwrap();
         let config = enclos_pack::Config::load(&folder.path().join("enclos.toml")).unwrap();
+        assert_eq!(config.name.as_str(), "inference");
         let mut tree = std::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         tree.current_dir(folder.path()).args([
             "tree",

@@ -280,21 +280,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_project_that_is_carried_is_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        embedded::write_all(folder.path(), embedded::project(embedded::INFERENCE, &[])).unwrap();
-        embedded::write_all(folder.path(), [("Cargo.lock".to_owned(), embedded::LOCK.to_owned())]).unwrap();
-        embedded::unpack_sdk(folder.path()).unwrap();
-        // Every crate that it depends on by path is there, with all that it inherits.
-        let mut cargo = std::process::Command::new(env!("CARGO"));
-        cargo.args(["tree", "--offline", "--package", "enclos-inference-enclave"]).current_dir(folder.path());
-        let told = cargo.output().unwrap();
-        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-        let config = enclos_pack::Config::load(&folder.path().join("enclos.toml")).unwrap();
-        assert_eq!(config.name.as_str(), "inference");
-    }
-
-    #[test]
     fn models_have_names() {
         let parse = |text: &str| text.parse::<NamedModel>().map(|m| (m.0.name, m.0.path));
         assert_eq!(parse("a/digits.v2.onnx"), Ok(("digits.v2".into(), "a/digits.v2.onnx".into())));

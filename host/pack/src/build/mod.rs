@@ -105,14 +105,15 @@ pub fn compile_host(manifest: &Path, progress: &mut dyn FnMut(Progress)) -> Resu
         manifest: &manifest,
         bin: None,
         features: &[],
-        target_dir: ENCLAVE_DIR,
+        // Flags are no part of the names of files there: in one folder with enclaves, each would have the other built again.
+        target_dir: "container",
         debug: false,
         flags: &["-Cstrip=debuginfo"],
     };
     program.compile(progress)
 }
 
-/// Where enclaves and hosts in containers are built, below cargo's target folder.
+/// Where enclaves are built, below cargo's target folder.
 const ENCLAVE_DIR: &str = "enclave";
 
 /// A program to be built reproducibly.
