@@ -91,6 +91,10 @@ pub(crate) fn version_of(files: &[(&str, &str)]) -> String {
 
 fn write(path: &Path, text: &str) -> Result<(), WriteError> {
     let failed = |source| WriteError { path: path.to_path_buf(), source };
+    // Cargo goes by the time of files: what was not changed must not be built again.
+    if fs::read(path).is_ok_and(|found| found == text.as_bytes()) {
+        return Ok(());
+    }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
@@ -160,6 +164,21 @@ mod tests {
             let locked = format!("name = {name:?}\nversion = {version:?}\n");
             assert!(LOCK.contains(&locked), "{line} is not what was tested");
         }
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a/b.rs");
+        let changed = || fs::metadata(&file).unwrap().modified().unwrap();
+        write(&file, "one").unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        fs::File::open(&file).unwrap().set_modified(long_ago).unwrap();
+        write(&file, "one").unwrap();
+        assert_eq!(changed(), long_ago);
+        write(&file, "two").unwrap();
+        assert_ne!(changed(), long_ago);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "two");
     }
 
     #[test]
