@@ -140,11 +140,14 @@ fn batching() {
     let verified = Verified::verify(&offer, &platform.policy(&image), &platform.collateral, Time::now());
     let verified = verified.expect("it is accepted");
     let row: Vec<f32> = (0..WIDTHS[0]).map(|i| (i % 7) as f32).collect();
-    let [mut alone, mut together, mut one] = [(); 3].map(|()| Vec::new());
+    let [mut alone, mut together, mut one, mut two] = [(); 4].map(|()| Vec::new());
     for _ in 0..BATCH_ROUNDS {
-        for (name, threads, figure) in
-            [("alone", 1, &mut one), ("alone", ASKING, &mut alone), ("together", ASKING, &mut together)]
-        {
+        for (name, threads, figure) in [
+            ("alone", 1, &mut one),
+            ("alone", 2, &mut two),
+            ("alone", ASKING, &mut alone),
+            ("together", ASKING, &mut together),
+        ] {
             let model = offer.models.iter().find(|m| m.name == name).expect("it is offered");
             let path = format!("{}/infer", model.path());
             let seal = |_| verified.seal("POST", &path, request(&row)).expect("it seals");
@@ -166,15 +169,21 @@ fn batching() {
             }));
         }
     }
-    let [one, alone, together] = [one, alone, together].map(spread);
+    let [one, two, alone, together] = [one, two, alone, together].map(spread);
     println!("\na perceptron, {WIDTHS:?}, requests of one row{:>22} {:>10}", "most a s", "median");
     for (name, (least, median)) in [
         ("from one thread".to_owned(), one),
+        ("from two threads".to_owned(), two),
         (format!("from {ASKING} threads, without batching"), alone),
         (format!("from {ASKING} threads, with batches of {ASKING} rows at most"), together),
     ] {
         println!("{name:58} {:>10.0} {:>10.0}", 1e6 / us(least), 1e6 / us(median));
     }
+    println!(
+        "two threads to one: {:.2} (most), {:.2} (median) times the requests a second",
+        us(one.0) / us(two.0),
+        us(one.1) / us(two.1)
+    );
     println!(
         "batching: {:.2} (most), {:.2} (median) times the requests a second",
         us(alone.0) / us(together.0),

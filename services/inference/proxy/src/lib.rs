@@ -146,7 +146,9 @@ struct Shared {
 }
 
 async fn answer(State(shared): State<Shared>, request: Request) -> Result<Response, Infallible> {
-    if !is_local(request.headers(), shared.address) {
+    let is_of_page = PAGE.iter().any(|(part, ..)| *part == request.uri().path());
+    // A link on another site may lead to the page, but nothing there may ask for more.
+    if !is_local(request.headers(), shared.address) || (!is_of_page && is_foreign(request.headers())) {
         let reason = "this proxy answers its own pages, and by its address only: not by a name that a page may have given it";
         return Ok(error(StatusCode::FORBIDDEN, reason));
     }
@@ -187,13 +189,15 @@ fn is_local(headers: &HeaderMap, address: SocketAddr) -> bool {
     if text(header::ORIGIN).is_some_and(|origin| origin.strip_prefix("http://") != Some(host)) {
         return false;
     }
-    // Images of a foreign page come without an origin; browsers say whose they are by this (Fetch Metadata).
-    if text(SEC_FETCH_SITE).is_some_and(|site| !["same-origin", "none"].contains(&site)) {
-        return false;
-    }
     let name = host.strip_suffix(&format!(":{}", address.port())).unwrap_or(host);
     let name = name.trim_start_matches('[').trim_end_matches(']');
     name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// Does a browser say that a page of another site caused it? Its images and links come without an origin (Fetch Metadata).
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let own = ["same-origin", "none"];
+    headers.get(SEC_FETCH_SITE).is_some_and(|site| !own.iter().any(|own| site == *own))
 }
 
 async fn infer(shared: Shared, request: Request) -> Response {
@@ -388,12 +392,15 @@ mod tests {
             let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
             assert_eq!(is_local(&HeaderMap::from_iter(headers), address), expected, "{origin}");
         }
-        for (site, expected) in
-            [("same-origin", true), ("none", true), ("same-site", false), ("cross-site", false)]
-        {
-            let headers = [(header::HOST, "127.0.0.1:8091"), (SEC_FETCH_SITE, site)];
-            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
-            assert_eq!(is_local(&HeaderMap::from_iter(headers), address), expected, "{site}");
+        for (site, expected) in [
+            (None, false),
+            (Some("same-origin"), false),
+            (Some("none"), false),
+            (Some("same-site"), true),
+            (Some("cross-site"), true),
+        ] {
+            let headers = site.map(|site| (SEC_FETCH_SITE, HeaderValue::from_static(site)));
+            assert_eq!(is_foreign(&HeaderMap::from_iter(headers)), expected, "{site:?}");
         }
     }
 }

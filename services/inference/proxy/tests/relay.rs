@@ -193,6 +193,13 @@ fn what_is_sealed_for_the_offer_in_the_verdict_is_relayed_unread() {
         assert_eq!((refused.status, &*refused.kind), (status, JSON), "{headers:?}");
         assert!(refused.json()["error"].is_string(), "{headers:?}");
     }
+    // What another site's page causes: the page may be opened, and nothing else asked.
+    for (path, status) in
+        [("/", 200), ("/page.js", 200), ("/verdict?anew", 403), ("/v2", 403), ("/ohttp", 403)]
+    {
+        let caused = agent().get(format!("{origin}{path}")).header("sec-fetch-site", "cross-site").call();
+        assert_eq!(answer(caused).status, status, "{path}");
+    }
     let read = answer(agent().get(format!("{origin}/ohttp")).call());
     assert_eq!(read.status, 405);
     assert_eq!(service.requests(), 4);
