@@ -144,7 +144,6 @@ mod tests {
         let mut tree = std::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         tree.current_dir(folder.path()).args([
             "tree",
-            "--offline",
             "--prefix",
             "none",
             "--edges",

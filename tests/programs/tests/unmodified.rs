@@ -30,7 +30,8 @@ fn same_inside_and_outside(source: &str) {
             let enclave: Enclave = start.start().unwrap();
             let status = enclave.wait();
             let end = enclave.end();
-            assert_eq!(status.ok(), outside.status.code(), "{profile}, {trapping}: {}\n{end:?}", out.text());
+            let said = || format!("{}\n{}\n{end:?}", out.text(), err.text());
+            assert_eq!(status.ok(), outside.status.code(), "{profile}, {trapping}: {}", said());
             assert_eq!(out.text(), String::from_utf8_lossy(&outside.stdout), "{profile}, {trapping}");
             assert_eq!(err.text(), String::from_utf8_lossy(&outside.stderr), "{profile}, {trapping}");
         }

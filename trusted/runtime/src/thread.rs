@@ -280,15 +280,18 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
         }
     }
     let mut answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
-    // A thread is over for the program a moment before its TCS is free for the host.
+    // A thread is over for the program a moment before its TCS is free for the host, and a scope of threads is left when
+    // the last has done its work, not when it is gone. Where there is no other place, that moment is waited for.
+    let mut may_grow = crate::pages::are_dynamic();
     for round in 0..MOMENTS {
-        if answer == 0 || !one_comes_free() {
+        if answer == 0 {
             break;
         }
-        crate::host::call_keeping(me, hostcall::SLEEP, 20_000 << (round / 8), 0, 0);
-        answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
-    }
-    if answer < 0 && crate::pages::are_dynamic() && add_region(me).is_ok() {
+        if may_grow && !one_comes_free() {
+            may_grow = add_region(me).is_ok();
+        } else {
+            crate::host::call_keeping(me, hostcall::SLEEP, 20_000 << (round / 8), 0, 0);
+        }
         answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
     }
     if answer < 0 {
@@ -302,8 +305,8 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
     Ok(u64::from(tid))
 }
 
-/// How often a thread that is being made waits for one that has ended; 41 ms in all.
-const MOMENTS: u32 = 64;
+/// How often a thread that is being made waits for one that ends; 164 ms in all.
+const MOMENTS: u32 = 80;
 
 /// Are there more thread regions without a thread than threads that wait for one, the caller's included?
 fn one_comes_free() -> bool {
