@@ -142,13 +142,7 @@ mod tests {
         let config = enclos_pack::Config::load(&folder.path().join("enclos.toml")).unwrap();
         assert_eq!(config.name.as_str(), "inference");
         let mut tree = std::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-        tree.current_dir(folder.path()).args([
-            "tree",
-            "--prefix",
-            "none",
-            "--edges",
-            "normal,build",
-        ]);
+        tree.current_dir(folder.path()).args(["tree", "--prefix", "none", "--edges", "normal,build"]);
         tree.args(["--target", "x86_64-unknown-linux-gnu", "--features", &config.build.features.join(",")]);
         tree.arg("--manifest-path").arg(config.build.crate_dir.unwrap().join("Cargo.toml"));
         let output = tree.output().unwrap();

@@ -3,12 +3,19 @@
 //! [`Claims::incoming`] is what policies see, with the deprecated names; [`Claims::token`] is what the token carries
 //! whatever the policy issues besides.
 
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
+
 use enclos_verifier::{
     Tee, hexadecimal,
     quote::{Body, EnclaveReport, Quote, TdReport},
     {SnpReport, SnpTcb},
 };
-use serde_json::{Map, Value as Json, json};
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+use smol_str::SmolStr;
 
 use crate::{
     jws::base64url,
@@ -21,7 +28,59 @@ pub(crate) struct Claims {
     /// For the policy.
     pub(crate) incoming: Vec<Claim>,
     /// For the token.
-    pub(crate) token: Map<String, Json>,
+    pub(crate) token: TokenClaims,
+}
+
+/// The claims of a token, by name.
+pub(crate) type TokenClaims = BTreeMap<SmolStr, TokenValue>;
+
+/// What a claim of a token says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum TokenValue {
+    /// What policies see as well.
+    Plain(Value),
+    /// Something with structure.
+    Json(Json),
+    /// What an SGX quote was judged by.
+    Collateral(Arc<CollateralClaim>),
+}
+
+/// Hashes of what an SGX quote was judged by, and of itself: SHA-256 in hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub(crate) struct CollateralClaim {
+    pub(crate) qeidcertshash: SmolStr,
+    pub(crate) qeidcrlhash: SmolStr,
+    pub(crate) qeidhash: SmolStr,
+    /// Of the quote; empty in what is kept of collateral.
+    pub(crate) quotehash: SmolStr,
+    pub(crate) tcbinfocertshash: SmolStr,
+    pub(crate) tcbinfocrlhash: SmolStr,
+    pub(crate) tcbinfohash: SmolStr,
+}
+
+impl TokenValue {
+    fn to_json_text(&self) -> String {
+        serde_json::to_string(self).expect("claims are serializable")
+    }
+
+    /// Makes an array of what is there and `value`, or a longer one.
+    fn and(&mut self, value: Value) {
+        let value = to_json(value);
+        match self {
+            Self::Json(Json::Array(values)) => values.push(value),
+            single => {
+                let first = serde_json::to_value(&*single).expect("claims are serializable");
+                *single = Self::Json(Json::Array(vec![first, value]));
+            }
+        }
+    }
+}
+
+impl<T: Into<Value>> From<T> for TokenValue {
+    fn from(value: T) -> Self {
+        Self::Plain(value.into())
+    }
 }
 
 /// Data that the attester bound into its evidence, after the binding was checked.
@@ -34,35 +93,46 @@ pub(crate) enum BoundData {
 }
 
 impl Claims {
-    fn put(&mut self, name: &str, value: impl Into<Value>) {
+    fn put(&mut self, name: &'static str, value: impl Into<Value>) {
         let value = value.into();
-        self.token.insert(name.into(), to_json(&value));
+        self.token.insert(SmolStr::new_static(name), value.clone().into());
         self.hint(name, value);
     }
 
     /// For policies only.
-    fn hint(&mut self, name: &str, value: impl Into<Value>) {
-        self.incoming.push(Claim::of_service(name, value));
+    fn hint(&mut self, name: &'static str, value: impl Into<Value>) {
+        if self.incoming.capacity() == 0 {
+            // What evidence of any kind yields, and a policy adds to it.
+            self.incoming.reserve(64);
+        }
+        self.incoming.push(Claim::of_service(SmolStr::new_static(name), value));
     }
 
-    fn put_json(&mut self, name: &str, value: Json) {
+    fn put_json(&mut self, name: &'static str, value: Json) {
         self.hint(name, value.to_string());
-        self.token.insert(name.into(), value);
+        self.token.insert(SmolStr::new_static(name), TokenValue::Json(value));
     }
 
     /// Claims every kind of evidence has.
-    pub(crate) fn common(&mut self, attestation_type: &str, policy_hash: &str, policy_signer: Option<Json>) {
-        self.put("x-ms-ver", "1.0");
-        self.put("x-ms-attestation-type", attestation_type);
-        self.put("x-ms-policy-hash", policy_hash);
+    pub(crate) fn common(
+        &mut self,
+        attestation_type: &'static str,
+        policy_hash: &SmolStr,
+        policy_signer: Option<Json>,
+    ) {
+        let version = SmolStr::new_static("1.0");
+        let attestation_type = SmolStr::new_static(attestation_type);
+        self.put("x-ms-ver", version.clone());
+        self.put("x-ms-attestation-type", attestation_type.clone());
+        self.put("x-ms-policy-hash", policy_hash.clone());
         for (name, value) in [
-            ("ver", "1.0"),
-            ("tee", attestation_type),
-            ("$tee", attestation_type),
+            ("ver", &version),
+            ("tee", &attestation_type),
+            ("$tee", &attestation_type),
             ("maa-policyHash", policy_hash),
             ("policy_hash", policy_hash),
         ] {
-            self.hint(name, value);
+            self.hint(name, value.clone());
         }
         if let Some(signer) = policy_signer {
             self.hint("policy_signer", signer.to_string());
@@ -70,37 +140,37 @@ impl Claims {
         }
     }
 
-    /// Claims of an SGX quote; `collateral` are names and hashes of what it was judged by.
+    /// Claims of an SGX quote; `collateral` is what it was judged by.
     pub(crate) fn sgx(
         &mut self,
         report: &EnclaveReport<'_>,
-        collateral: Map<String, Json>,
+        collateral: CollateralClaim,
         baseline: Option<&str>,
     ) {
-        let mr_enclave = hexadecimal(report.mr_enclave());
-        let mr_signer = hexadecimal(report.mr_signer());
+        let mr_enclave = hex_text(report.mr_enclave());
+        let mr_signer = hex_text(report.mr_signer());
         let product_id = i64::from(report.isv_prod_id());
         let svn = i64::from(report.isv_svn());
         self.put("x-ms-sgx-is-debuggable", report.is_debug());
-        self.put("x-ms-sgx-mrenclave", mr_enclave.as_str());
-        self.put("x-ms-sgx-mrsigner", mr_signer.as_str());
+        self.put("x-ms-sgx-mrenclave", mr_enclave.clone());
+        self.put("x-ms-sgx-mrsigner", mr_signer.clone());
         self.put("x-ms-sgx-product-id", product_id);
         self.put("x-ms-sgx-svn", svn);
-        self.put("x-ms-sgx-report-data", hexadecimal(report.report_data()));
+        self.put("x-ms-sgx-report-data", hex_text(report.report_data()));
         // SDM vol. 3D, table 38-21: ISVEXTPRODID at 32, ISVFAMILYID at 304.
-        self.put("x-ms-sgx-config-id", hexadecimal(report.config_id()));
+        self.put("x-ms-sgx-config-id", hex_text(report.config_id()));
         self.put("x-ms-sgx-config-svn", i64::from(report.config_svn()));
-        self.put("x-ms-sgx-isv-extended-product-id", hexadecimal(&report.0[32..48]));
-        self.put("x-ms-sgx-isv-family-id", hexadecimal(&report.0[304..320]));
+        self.put("x-ms-sgx-isv-extended-product-id", hex_text(&report.0[32..48]));
+        self.put("x-ms-sgx-isv-family-id", hex_text(&report.0[304..320]));
         if let Some(baseline) = baseline {
             self.put("x-ms-sgx-tcbidentifier", baseline);
         }
-        let collateral = Json::Object(collateral);
-        let text = collateral.to_string();
-        self.hint("x-ms-sgx-collateral", text.as_str());
-        self.hint("maa-attestationcollateral", text);
-        self.token.insert("x-ms-sgx-collateral".into(), collateral.clone());
-        self.token.insert("maa-attestationcollateral".into(), collateral);
+        let collateral = TokenValue::Collateral(Arc::new(collateral));
+        let text = SmolStr::from(collateral.to_json_text());
+        for name in ["x-ms-sgx-collateral", "maa-attestationcollateral"] {
+            self.hint(name, text.clone());
+            self.token.insert(SmolStr::new_static(name), collateral.clone());
+        }
         self.hint("$is-debuggable", report.is_debug());
         self.hint("$sgx-mrenclave", mr_enclave);
         self.hint("$sgx-mrsigner", mr_signer);
@@ -125,11 +195,11 @@ impl Claims {
             ("tdx_tee_tcb_svn", report.tee_tcb_svn()),
             ("tdx_xfam", report.xfam()),
         ] {
-            self.put(name, hexadecimal(bytes));
+            self.put(name, hex_text(bytes));
         }
         for (name, register) in ["tdx_rtmr0", "tdx_rtmr1", "tdx_rtmr2", "tdx_rtmr3"].iter().zip(report.rtmr())
         {
-            self.put(name, hexadecimal(register));
+            self.put(name, hex_text(register));
         }
         // The module's SVN is the low two bytes of TEE_TCB_SVN.
         let [low, high, ..] = *report.tee_tcb_svn();
@@ -150,7 +220,7 @@ impl Claims {
     pub(crate) fn snp(&mut self, report: &SnpReport<'_>, report_bytes: &[u8], tcb: SnpTcb) {
         // AMD 56860, table "ATTESTATION_REPORT"; the length was checked when the report was parsed.
         let field = |offset: usize, len: usize| {
-            report_bytes.get(offset..offset + len).map(hexadecimal).unwrap_or_default()
+            report_bytes.get(offset..offset + len).map(hex_text).unwrap_or_default()
         };
         let number = |offset: usize| {
             let bytes = report_bytes.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
@@ -162,8 +232,8 @@ impl Claims {
         self.put("x-ms-sevsnpvm-familyId", field(0x10, 16));
         self.put("x-ms-sevsnpvm-imageId", field(0x20, 16));
         self.put("x-ms-sevsnpvm-hostdata", field(0xc0, 32));
-        self.put("x-ms-sevsnpvm-launchmeasurement", hexadecimal(report.measurement()));
-        self.put("x-ms-sevsnpvm-reportdata", hexadecimal(report.report_data()));
+        self.put("x-ms-sevsnpvm-launchmeasurement", hex_text(report.measurement()));
+        self.put("x-ms-sevsnpvm-reportdata", hex_text(report.report_data()));
         self.put("x-ms-sevsnpvm-reportid", field(0x140, 32));
         self.put("x-ms-sevsnpvm-guestsvn", number(0x04));
         self.put("x-ms-sevsnpvm-vmpl", number(0x30));
@@ -187,11 +257,11 @@ impl Claims {
         match (data, tee) {
             (BoundData::Json(object), _) => self.put_json("x-ms-runtime", Json::Object(object.clone())),
             (BoundData::Binary(bytes), Tee::Sgx) => {
-                let held = base64url(bytes);
+                let held = SmolStr::from(base64url(bytes));
                 for name in ["x-ms-sgx-ehd", "maa-ehd", "aas-ehd"] {
-                    self.put(name, held.as_str());
+                    self.put(name, held.clone());
                 }
-                self.hint("$maa-ehd", held.as_str());
+                self.hint("$maa-ehd", held.clone());
                 self.hint("$aas-ehd", held);
             }
             // Azure Attestation has no claim for it; the report data, which is its hash, is a claim.
@@ -210,31 +280,30 @@ impl Claims {
     ///
     /// # Errors
     /// The name of a claim that only the service may make, and which the policy would change.
-    pub(crate) fn issue(&mut self, issued: Vec<Claim>) -> Result<(), String> {
-        let mut by_name: Map<String, Json> = Map::new();
-        for claim in issued {
-            let value = to_json(&claim.value);
-            match by_name.get_mut(&claim.kind) {
-                None => {
-                    by_name.insert(claim.kind, value);
-                }
-                Some(Json::Array(values)) => values.push(value),
-                Some(single) => *single = json!([single.take(), value]),
+    pub(crate) fn issue(&mut self, issued: Vec<Claim>) -> Result<(), SmolStr> {
+        let mut by_name = TokenClaims::new();
+        for Claim { kind, value, .. } in issued {
+            match by_name.entry(kind) {
+                Entry::Vacant(vacant) => drop(vacant.insert(value.into())),
+                Entry::Occupied(mut known) => known.get_mut().and(value),
             }
         }
         for (name, value) in by_name {
-            match self.token.get(&name) {
-                Some(known)
-                    if *known == value || known.to_string().as_str() == value.as_str().unwrap_or("") => {}
-                Some(_) => return Err(name),
-                None if is_reserved(&name) => return Err(name),
-                None => {
-                    self.token.insert(name, value);
-                }
+            match self.token.entry(name) {
+                Entry::Occupied(known) if is_same(known.get(), &value) => {}
+                Entry::Occupied(known) => return Err(known.key().clone()),
+                Entry::Vacant(new) if is_reserved(new.key()) => return Err(new.into_key()),
+                Entry::Vacant(new) => drop(new.insert(value)),
             }
         }
         Ok(())
     }
+}
+
+/// Whether a policy says of a claim what the token says already; policies have JSON as text.
+fn is_same(known: &TokenValue, issued: &TokenValue) -> bool {
+    known == issued
+        || matches!(issued, TokenValue::Plain(Value::String(text)) if *text == known.to_json_text())
 }
 
 /// Whether a name has a meaning that only the service may give it (RFC 7519, RFC 7800, RFC 9711, and its own claims). Other
@@ -267,11 +336,11 @@ fn is_reserved(name: &str) -> bool {
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn to_json(value: &Value) -> Json {
+fn to_json(value: Value) -> Json {
     match value {
-        Value::String(text) => json!(text),
-        Value::Integer(number) => json!(number),
-        Value::Boolean(truth) => json!(truth),
+        Value::String(text) => Json::String(text.into()),
+        Value::Integer(number) => number.into(),
+        Value::Boolean(truth) => truth.into(),
     }
 }
 
@@ -286,7 +355,19 @@ pub(crate) fn config_id<'a>(quote: &Quote<'a>) -> &'a [u8] {
 
 /// A hash in lower-case hexadecimal.
 #[must_use]
-pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+pub(crate) fn sha256_hex(bytes: &[u8]) -> SmolStr {
     use sha2::Digest;
-    hexadecimal(&sha2::Sha256::digest(bytes))
+    hex_text(&sha2::Sha256::digest(bytes))
+}
+
+/// Bytes in lower-case hexadecimal.
+#[must_use]
+pub(crate) fn hex_text(bytes: &[u8]) -> SmolStr {
+    // No field of any evidence is longer.
+    let mut buffer = [0; 128];
+    let text = buffer.get_mut(..2 * bytes.len()).and_then(|text| {
+        hex::encode_to_slice(bytes, text).ok()?;
+        str::from_utf8(text).ok()
+    });
+    text.map_or_else(|| hexadecimal(bytes).into(), SmolStr::new)
 }

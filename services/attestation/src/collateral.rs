@@ -1,7 +1,7 @@
 //! The collateral of the platforms whose evidence is served: documents, each verified once.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
@@ -11,9 +11,12 @@ use enclos_verifier::{
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
+use smol_str::SmolStr;
 
-use crate::engine::CollateralDocument;
+use crate::{
+    claims::{CollateralClaim, sha256_hex},
+    engine::CollateralDocument,
+};
 
 /// A document is not collateral.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +63,8 @@ pub struct Entry {
     pub evaluation_number: u32,
     /// When its TCB info was issued.
     pub issued: Time,
-    /// Claims about it, as `x-ms-sgx-collateral` has them: names and hexadecimal hashes.
-    pub hashes: Vec<(&'static str, String)>,
+    /// The claim about it, for every quote to complete.
+    pub(crate) claim: CollateralClaim,
     /// Dates of the newest TCB level of this round.
     pub newest_level: Option<Time>,
 }
@@ -72,7 +75,7 @@ pub struct CollateralStore {
     platforms: RwLock<Platforms>,
     /// What certificate chains say of their platform, by the chain. Not that they are to be believed: that is judged
     /// with every quote.
-    keys: Mutex<HashMap<Vec<u8>, CollateralKey>>,
+    keys: Mutex<BTreeMap<Vec<u8>, CollateralKey>>,
 }
 
 type Platforms = HashMap<CollateralKey, Vec<Arc<Entry>>>;
@@ -251,21 +254,21 @@ fn read(bytes: &[u8], verifier: &Verifier) -> Result<(CollateralKey, Entry), Str
     } else {
         return Err(format!("the issuer of its PCK CRL is {name:?}, neither a Platform nor a Processor CA"));
     };
-    let sha256 = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
-    let root_crl = sha256(&collateral.root_ca_crl);
-    let hashes = vec![
-        ("qeidcertshash", sha256(collateral.qe_identity_issuer_chain.as_bytes())),
-        ("qeidcrlhash", root_crl.clone()),
-        ("qeidhash", sha256(collateral.qe_identity.as_bytes())),
-        ("tcbinfocertshash", sha256(collateral.tcb_info_issuer_chain.as_bytes())),
-        ("tcbinfocrlhash", root_crl),
-        ("tcbinfohash", sha256(collateral.tcb_info.as_bytes())),
-    ];
+    let root_crl = sha256_hex(&collateral.root_ca_crl);
+    let claim = CollateralClaim {
+        qeidcertshash: sha256_hex(collateral.qe_identity_issuer_chain.as_bytes()),
+        qeidcrlhash: root_crl.clone(),
+        qeidhash: sha256_hex(collateral.qe_identity.as_bytes()),
+        quotehash: SmolStr::default(),
+        tcbinfocertshash: sha256_hex(collateral.tcb_info_issuer_chain.as_bytes()),
+        tcbinfocrlhash: root_crl,
+        tcbinfohash: sha256_hex(collateral.tcb_info.as_bytes()),
+    };
     let entry = Entry {
         trusted: verifier.trust(&collateral),
         evaluation_number: info.tcb_evaluation_data_number,
         issued: info.issue_date,
-        hashes,
+        claim,
         newest_level: info.tcb_levels.iter().filter_map(|level| level.tcb_date).max(),
     };
     Ok((CollateralKey { tee, fmspc: info.fmspc, ca }, entry))

@@ -5,7 +5,9 @@
 //! is for the relying party to judge by the claims in the annotated evidence, so there is no claim about executables.
 
 use enclos_verifier::{Appraisal, Tee};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
+
+use crate::claims::{TokenClaims, TokenValue};
 
 /// Values of the vector that are used here.
 const AFFIRMING: i64 = 2;
@@ -15,11 +17,7 @@ const CONTRAINDICATED: i64 = 96;
 const UNRECOGNIZED_HARDWARE: i64 = 97;
 
 /// The claims of an attestation result: `evidence` are the claims of Azure's form, which it annotates.
-pub(crate) fn claims(
-    appraisal: &Appraisal,
-    policy_hash: &str,
-    mut evidence: Map<String, Value>,
-) -> Map<String, Value> {
+pub(crate) fn claims(appraisal: &Appraisal, policy_hash: &str, mut evidence: TokenClaims) -> TokenClaims {
     let nonce = evidence.remove("nonce");
     let vector = vector(appraisal);
     let worst = vector.iter().map(|(_, value)| *value).max().unwrap_or(0);
@@ -35,16 +33,16 @@ pub(crate) fn claims(
         Some(Tee::SevSnp) => "sev-snp",
         Some(Tee::Sgx) | None => "sgx",
     };
-    let mut claims = Map::new();
-    claims.insert("eat_profile".into(), json!("tag:github.com,2023:veraison/ear"));
+    let mut claims = TokenClaims::new();
+    claims.insert("eat_profile".into(), "tag:github.com,2023:veraison/ear".into());
     claims.insert(
         "ear.verifier-id".into(),
-        json!({
+        TokenValue::Json(json!({
             "developer": "https://github.com/enclos/enclos",
             "build": concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")),
-        }),
+        })),
     );
-    claims.insert("submods".into(), json!({ name: submodule }));
+    claims.insert("submods".into(), TokenValue::Json(json!({ name: submodule })));
     if let Some(nonce) = nonce {
         claims.insert("eat_nonce".into(), nonce);
     }

@@ -1,7 +1,7 @@
 //! What the service does, apart from HTTP: appraise, decide by policy, make tokens, keep policies.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -9,15 +9,16 @@ use std::{
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use enclos_verifier::{
     Appraisal, Platform, Policy as Demands, PolicyError, Quote, SnpCollateral, SnpReport, Tee, Time,
-    Verifier, hexadecimal,
+    Verifier,
     quote::{Body, without_oe_header},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256, Sha384};
+use smol_str::SmolStr;
 
 use crate::{
-    claims::{self, BoundData, Claims},
+    claims::{self, BoundData, Claims, CollateralClaim, TokenClaims, TokenValue},
     collateral::{CollateralStore, DEFAULT_BASELINE, Missing, NotCollateral},
     ear,
     engine::{CollateralDocument, Settings, TenantSettings},
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// The kinds of environment policies are kept for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum AttestationType {
     /// SGX, by a quote.
     SgxEnclave,
@@ -216,8 +217,8 @@ pub struct Service {
     pub(crate) collateral: CollateralStore,
     pub(crate) evidence_time: Option<Time>,
     tenants: Vec<TenantContext>,
-    /// Policies in force, parsed; each is used only as long as the store has the same text.
-    policies: Mutex<HashMap<(String, &'static str), Arc<InForce>>>,
+    /// Policies in force by tenant and kind, parsed; each is used only as long as the store has the same text.
+    policies: Mutex<BTreeMap<String, BTreeMap<AttestationType, Arc<InForce>>>>,
 }
 
 /// A policy with what tokens say of it.
@@ -225,7 +226,7 @@ struct InForce {
     /// The JWS it was set by; `None` for the default.
     jws: Option<String>,
     policy: Policy,
-    hash: String,
+    hash: SmolStr,
     signer: Option<Value>,
 }
 
@@ -234,7 +235,7 @@ impl InForce {
         Ok(Self {
             jws,
             policy: Policy::parse(text)?,
-            hash: sha256_base64url(base64url(text.as_bytes()).as_bytes()),
+            hash: sha256_base64url(base64url(text.as_bytes()).as_bytes()).into(),
             signer: signer.map(|signer| json!(signer.jwk())),
         })
     }
@@ -387,11 +388,11 @@ impl Service {
             claims.emulated();
         }
         if let Some(nonce) = &request.nonce {
-            claims.token.insert("nonce".into(), json!(nonce));
+            claims.token.insert(SmolStr::new_static("nonce"), nonce.as_str().into());
         }
 
         let outcome = policy.evaluate(std::mem::take(&mut claims.incoming))?;
-        claims.issue(outcome.issued).map_err(EvaluationError::Reserved)?;
+        claims.issue(outcome.issued).map_err(|name| EvaluationError::Reserved(name.into()))?;
         if format == TokenFormat::Ear {
             claims.token = ear::claims(&appraisal, &in_force.hash, claims.token);
         }
@@ -458,10 +459,9 @@ impl Service {
         })?;
         match quote.body {
             Body::Sgx(report) => {
-                let mut hashes: Map<String, Value> =
-                    entry.hashes.iter().map(|(name, hash)| ((*name).to_owned(), json!(hash))).collect();
-                hashes.insert("quotehash".into(), json!(claims::sha256_hex(bytes)));
-                claims.sgx(&report, hashes, baseline);
+                let collateral =
+                    CollateralClaim { quotehash: claims::sha256_hex(bytes), ..entry.claim.clone() };
+                claims.sgx(&report, collateral, baseline);
             }
             Body::Td(report) => claims.tdx(&report, tcb_status),
         }
@@ -675,9 +675,8 @@ impl Service {
         kind: AttestationType,
     ) -> Result<Arc<InForce>, ServiceError> {
         let stored = self.store.policy(&tenant.name, kind.name())?;
-        let key = (tenant.name.clone(), kind.name());
         let policies = || self.policies.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = policies().get(&key)
+        if let Some(known) = policies().get(&tenant.name).and_then(|kinds| kinds.get(&kind))
             && known.jws == stored
         {
             return Ok(Arc::clone(known));
@@ -689,7 +688,7 @@ impl Service {
                 InForce::new(Some(jws), &policy_text(&verified)?, verified.signer.as_ref())?
             }
         });
-        policies().insert(key, Arc::clone(&in_force));
+        policies().entry(tenant.name.clone()).or_default().insert(kind, Arc::clone(&in_force));
         Ok(in_force)
     }
 
@@ -740,24 +739,28 @@ impl Service {
     }
 
     fn answer(&self, tenant: &TenantContext, result: Value) -> Result<Value, ServiceError> {
-        let Value::Object(mut claims) = result else { unreachable!("answers are made as objects") };
+        let Value::Object(result) = result else { unreachable!("answers are made as objects") };
+        let mut claims: TokenClaims =
+            result.into_iter().map(|(name, value)| (name.into(), TokenValue::Json(value))).collect();
         self.stamp(&mut claims, tenant, RESULT_LIFETIME);
         let token = self.keys.signing(milliseconds()).sign(&tenant.issuer, &claims)?;
         Ok(json!({ "token": token }))
     }
 
-    fn stamp(&self, claims: &mut Map<String, Value>, tenant: &TenantContext, lifetime: u64) {
+    fn stamp(&self, claims: &mut TokenClaims, tenant: &TenantContext, lifetime: u64) {
         let now = Time::now().0;
         let mut id = [0; 32];
         // Only uniqueness is wanted; without randomness the time serves.
         if SystemRandom::new().fill(&mut id).is_err() {
             id[..8].copy_from_slice(&milliseconds().to_le_bytes());
         }
-        claims.insert("iss".into(), json!(tenant.issuer));
-        claims.insert("iat".into(), json!(now));
-        claims.insert("nbf".into(), json!(now));
-        claims.insert("exp".into(), json!(now + lifetime));
-        claims.insert("jti".into(), json!(hexadecimal(&id)));
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let until = now.saturating_add(i64::try_from(lifetime).unwrap_or(i64::MAX));
+        claims.insert(SmolStr::new_static("iss"), tenant.issuer.as_str().into());
+        claims.insert(SmolStr::new_static("iat"), now.into());
+        claims.insert(SmolStr::new_static("nbf"), now.into());
+        claims.insert(SmolStr::new_static("exp"), until.into());
+        claims.insert(SmolStr::new_static("jti"), claims::hex_text(&id).into());
     }
 }
 
@@ -802,7 +805,7 @@ fn bound(
 fn baseline(policy: &Policy, claims: &Claims) -> Result<Option<String>, ServiceError> {
     for property in policy.configure(&claims.incoming)? {
         match (property.kind.as_str(), property.value) {
-            ("x-ms-sgx-tcbidentifier", crate::policy::Value::String(text)) => return Ok(Some(text)),
+            ("x-ms-sgx-tcbidentifier", crate::policy::Value::String(text)) => return Ok(Some(text.into())),
             ("x-ms-sgx-tcbidentifier", crate::policy::Value::Integer(number)) => {
                 return Ok(Some(number.to_string()));
             }

@@ -14,14 +14,17 @@ use aws_lc_rs::{
     rsa::{KeyPair, KeySize},
     signature,
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD},
+};
 use der::{Decode, Encode};
 use enclos_verifier::{Hex, SIGNING_EVIDENCE_OID, SigningEvidence, signing_key_digest};
 use rcgen::PublicKeyData as _;
-use serde_json::{Map, Value};
+use serde::Serialize;
 
 use crate::{
-    jws::{Jwk, base64url},
+    jws::Jwk,
     store::{Store, StoreError, StoredKey, Written},
 };
 
@@ -34,6 +37,8 @@ const PUBLISHED_BEFORE: u64 = 24 * 3_600 * 1_000;
 /// How long an old key stays published after it signed the last token.
 const PUBLISHED_AFTER: u64 = (ATTESTATION_LIFETIME + 3_600) * 1_000;
 
+/// Bytes of a usual token's claims as JSON, rounded up: what is longer takes a moment more.
+const USUAL_LEN: usize = 4096;
 /// Longest time a key is used: certificates cannot say every date.
 const LONGEST_ROTATION: u64 = 3650 * 24 * 3_600 * 1_000;
 
@@ -167,7 +172,7 @@ impl KeyRing {
     /// The key that signs at a time, milliseconds.
     #[must_use]
     pub fn signing(&self, now: u64) -> Arc<SigningKey> {
-        let keys = read(&self.keys);
+        let keys = self.keys.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut signing = keys.iter().filter(|key| key.pair.is_some());
         let published_long_enough =
             signing.clone().rev().find(|key| now >= key.made.saturating_add(PUBLISHED_BEFORE));
@@ -229,6 +234,15 @@ fn read(keys: &RwLock<Vec<Arc<SigningKey>>>) -> Vec<Arc<SigningKey>> {
     keys.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
 }
 
+/// Header of a token (RFC 7515, section 4.1).
+#[derive(Serialize)]
+struct Header<'a> {
+    alg: &'a str,
+    jku: &'a str,
+    kid: &'a str,
+    typ: &'a str,
+}
+
 impl SigningKey {
     /// Name of the key in `/certs` and in token headers.
     #[must_use]
@@ -246,32 +260,42 @@ impl SigningKey {
     ///
     /// # Errors
     /// [`KeyError::Make`] when the signature cannot be made.
-    pub fn sign(&self, issuer: &str, claims: &Map<String, Value>) -> Result<String, KeyError> {
+    ///
+    /// # Panics
+    /// When the claims are nothing that JSON can express.
+    pub fn sign(&self, issuer: &str, claims: &impl Serialize) -> Result<String, KeyError> {
         let pair = self.pair.as_ref().ok_or_else(|| KeyError::Make("this key signs no more".into()))?;
         let mut token = self.unsigned(issuer, "RS256", claims);
         let mut signed = vec![0; pair.public_modulus_len()];
         pair.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), token.as_bytes(), &mut signed)
             .map_err(|_| KeyError::Make("signing failed".into()))?;
         token.push('.');
-        token.push_str(&base64url(&signed));
+        URL_SAFE_NO_PAD.encode_string(&signed, &mut token);
         Ok(token)
     }
 
     /// A token over claims that nobody can validate, for drafts of policies.
+    ///
+    /// # Panics
+    /// When the claims are nothing that JSON can express.
     #[must_use]
-    pub fn unsecured(&self, issuer: &str, claims: &Map<String, Value>) -> String {
+    pub fn unsecured(&self, issuer: &str, claims: &impl Serialize) -> String {
         self.unsigned(issuer, "none", claims) + "."
     }
 
-    fn unsigned(&self, issuer: &str, algorithm: &str, claims: &Map<String, Value>) -> String {
-        let header = serde_json::json!({
-            "alg": algorithm,
-            "jku": format!("{issuer}/certs"),
-            "kid": self.id(),
-            "typ": "JWT",
-        });
-        let claims = serde_json::to_vec(claims).expect("JSON values are serializable");
-        format!("{}.{}", base64url(header.to_string().as_bytes()), base64url(&claims))
+    /// Header and claims, with room for a signature behind them.
+    fn unsigned(&self, issuer: &str, algorithm: &str, claims: &impl Serialize) -> String {
+        let jku = format!("{issuer}/certs");
+        let header = Header { alg: algorithm, jku: &jku, kid: self.id(), typ: "JWT" };
+        let mut json = Vec::with_capacity(USUAL_LEN);
+        let mut token = String::with_capacity(2 * USUAL_LEN);
+        serde_json::to_writer(&mut json, &header).expect("text is serializable");
+        URL_SAFE_NO_PAD.encode_string(&json, &mut token);
+        json.clear();
+        serde_json::to_writer(&mut json, claims).expect("claims are serializable");
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(&json, &mut token);
+        token
     }
 
     fn load(stored: &StoredKey, signs: bool) -> Result<Arc<Self>, KeyError> {

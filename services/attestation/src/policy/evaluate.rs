@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use smol_str::SmolStr;
+
 use super::{
     Claim, Issuer, Value, functions,
     parser::{Action, Condition, Demand, Expression, Function, Made, Operator, Property, Rule, Verb},
@@ -162,7 +164,7 @@ impl Evaluated {
         }
     }
 
-    fn text(&self, what: &str) -> Result<&str, String> {
+    fn text(&self, what: &str) -> Result<&SmolStr, String> {
         match self.single(what)? {
             Value::String(text) => Ok(text),
             other => Err(format!("{what} takes a String, it is given the {} {other:?}", other.type_name())),
@@ -235,21 +237,23 @@ impl Evaluation {
             Made::New { kind, value, value_type, issuer } => (kind, value, value_type, issuer),
         };
         let kind = self.evaluate(kind, bound)?;
-        let kind_text = kind.text("the type of a claim")?.to_owned();
+        let kind_text = kind.text("the type of a claim")?.clone();
         let values = self.evaluate(value, bound)?;
         let value_type =
             value_type.as_ref().map(|expression| self.evaluate(expression, bound)).transpose()?;
         let issuer = match issuer {
             None => Issuer::AttestationPolicy,
-            Some(expression) => match self.evaluate(expression, bound)?.text("the issuer of a claim")? {
-                "AttestationPolicy" => Issuer::AttestationPolicy,
-                "CustomClaim" => Issuer::CustomClaim,
-                other => {
-                    return Err(format!(
-                        "a policy makes claims of issuer AttestationPolicy or CustomClaim, not {other:?}"
-                    ));
+            Some(expression) => {
+                match self.evaluate(expression, bound)?.text("the issuer of a claim")?.as_str() {
+                    "AttestationPolicy" => Issuer::AttestationPolicy,
+                    "CustomClaim" => Issuer::CustomClaim,
+                    other => {
+                        return Err(format!(
+                            "a policy makes claims of issuer AttestationPolicy or CustomClaim, not {other:?}"
+                        ));
+                    }
                 }
-            },
+            }
         };
         if let Some(value_type) = &value_type {
             let wanted = value_type.text("the valueType of a claim")?;
@@ -348,7 +352,7 @@ impl Evaluation {
                 Ok(Evaluated::of(subset.values.iter().all(|value| superset.values.contains(value))))
             }
             (Function::AppendString, [left, right]) => {
-                let text = [left.text(name)?, right.text(name)?].concat();
+                let text = [left.text(name)?.as_str(), right.text(name)?].concat();
                 if text.len() > MAX_BYTES / 8 {
                     return Err(format!("{name} makes more than {} bytes", MAX_BYTES / 8));
                 }
@@ -381,7 +385,7 @@ impl Evaluation {
 
 fn property_of(claim: &Claim, property: Property) -> Value {
     match property {
-        Property::Type => claim.kind.as_str().into(),
+        Property::Type => claim.kind.clone().into(),
         Property::Value => claim.value.clone(),
         Property::ValueType => claim.value.type_name().into(),
         Property::Issuer => claim.issuer.name().into(),

@@ -65,7 +65,7 @@ pub(super) fn json_to_claim_values(json: &str) -> Result<Vec<Value>, String> {
     let primitive = |value: serde_json::Value| match value {
         serde_json::Value::Null => Ok(None),
         serde_json::Value::Bool(truth) => Ok(Some(Value::Boolean(truth))),
-        serde_json::Value::String(text) => Ok(Some(Value::String(text))),
+        serde_json::Value::String(text) => Ok(Some(text.into())),
         serde_json::Value::Number(number) => match number.as_i64().or_else(|| whole(number.as_f64()?)) {
             Some(integer) => Ok(Some(Value::Integer(integer))),
             None => {

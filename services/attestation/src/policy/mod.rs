@@ -25,6 +25,9 @@ mod parser;
 
 use std::fmt;
 
+use serde::Serialize;
+use smol_str::SmolStr;
+
 pub use evaluate::{EvaluationError, Outcome};
 pub use lexer::MAX_POLICY_LEN;
 use parser::{Rule, Section};
@@ -98,7 +101,7 @@ impl fmt::Display for Version {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
     /// What it is about.
-    pub kind: String,
+    pub kind: SmolStr,
     /// What it says.
     pub value: Value,
     /// Who says it.
@@ -110,16 +113,17 @@ pub struct Claim {
 impl Claim {
     /// A claim that the service found in the evidence.
     #[must_use]
-    pub fn of_service(kind: impl Into<String>, value: impl Into<Value>) -> Self {
+    pub fn of_service(kind: impl Into<SmolStr>, value: impl Into<Value>) -> Self {
         Self { kind: kind.into(), value: value.into(), issuer: Issuer::AttestationService, read_only: false }
     }
 }
 
-/// The value of a claim.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// The value of a claim. Cheap to clone: policies pass values on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(untagged)]
 pub enum Value {
     /// Text; JSON also is text here.
-    String(String),
+    String(SmolStr),
     /// A number.
     Integer(i64),
     /// A truth value.
@@ -147,12 +151,18 @@ impl Value {
 
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
-        Self::String(text.to_owned())
+        Self::String(text.into())
     }
 }
 
 impl From<String> for Value {
     fn from(text: String) -> Self {
+        Self::String(text.into())
+    }
+}
+
+impl From<SmolStr> for Value {
+    fn from(text: SmolStr) -> Self {
         Self::String(text)
     }
 }
