@@ -99,6 +99,17 @@ fn threads() {
     for round in 0..50_u64 {
         assert_eq!(std::thread::spawn(move || round * 2).join().unwrap(), round * 2);
     }
+    // As many as there are places for inside, with their work done and not yet gone.
+    let done = Arc::new(Barrier::new(8));
+    for _ in 0..7 {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            done.wait();
+            std::thread::sleep(Duration::from_millis(30));
+        });
+    }
+    done.wait();
+    println!("one more {}", std::thread::spawn(|| 1).join().unwrap());
     let park = std::thread::spawn(|| {
         std::thread::park_timeout(Duration::from_millis(2));
         std::thread::yield_now();
