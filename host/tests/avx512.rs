@@ -165,7 +165,7 @@ extern "C" fn on_alarm(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_vo
         return;
     }
     EXITED.fetch_add(1, Ordering::Relaxed);
-    let parts = [32..416].into_iter().chain(PARTS.get().cloned().into_iter().flatten());
+    let parts = PARTS.get().cloned().into_iter().flatten().chain(std::iter::once(32..416));
     let is_clear = parts.into_iter().all(|part| area.get(part).is_some_and(|b| b.iter().all(|b| *b == 0)));
     SEEN.fetch_add(u64::from(!is_clear), Ordering::Relaxed);
 }
