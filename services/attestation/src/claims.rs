@@ -101,10 +101,6 @@ impl Claims {
 
     /// For policies only.
     fn hint(&mut self, name: &'static str, value: impl Into<Value>) {
-        if self.incoming.capacity() == 0 {
-            // What evidence of any kind yields, and a policy adds to it.
-            self.incoming.reserve(64);
-        }
         self.incoming.push(Claim::of_service(SmolStr::new_static(name), value));
     }
 
@@ -120,6 +116,8 @@ impl Claims {
         policy_hash: &SmolStr,
         policy_signer: Option<Json>,
     ) {
+        // About what evidence of any kind yields, and what a policy adds to it.
+        self.incoming.reserve(64);
         let version = SmolStr::new_static("1.0");
         let attestation_type = SmolStr::new_static(attestation_type);
         self.put("x-ms-ver", version.clone());
@@ -363,11 +361,5 @@ pub(crate) fn sha256_hex(bytes: &[u8]) -> SmolStr {
 /// Bytes in lower-case hexadecimal.
 #[must_use]
 pub(crate) fn hex_text(bytes: &[u8]) -> SmolStr {
-    // No field of any evidence is longer.
-    let mut buffer = [0; 128];
-    let text = buffer.get_mut(..2 * bytes.len()).and_then(|text| {
-        hex::encode_to_slice(bytes, text).ok()?;
-        str::from_utf8(text).ok()
-    });
-    text.map_or_else(|| hexadecimal(bytes).into(), SmolStr::new)
+    hexadecimal(bytes).into()
 }

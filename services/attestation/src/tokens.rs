@@ -6,7 +6,7 @@
 //! A service in an enclave puts evidence of that into the certificates of its keys ([`Attestation`]). Keys whose private
 //! part another image made, or that were made under other demands on platforms, stay published and sign no more.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
@@ -14,10 +14,7 @@ use aws_lc_rs::{
     rsa::{KeyPair, KeySize},
     signature,
 };
-use base64::{
-    Engine,
-    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD},
-};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD, prelude::BASE64_STANDARD};
 use der::{Decode, Encode};
 use enclos_verifier::{Hex, SIGNING_EVIDENCE_OID, SigningEvidence, signing_key_digest};
 use rcgen::PublicKeyData as _;
@@ -37,10 +34,11 @@ const PUBLISHED_BEFORE: u64 = 24 * 3_600 * 1_000;
 /// How long an old key stays published after it signed the last token.
 const PUBLISHED_AFTER: u64 = (ATTESTATION_LIFETIME + 3_600) * 1_000;
 
-/// Bytes of a usual token's claims as JSON, rounded up: what is longer takes a moment more.
-const USUAL_LEN: usize = 4096;
 /// Longest time a key is used: certificates cannot say every date.
 const LONGEST_ROTATION: u64 = 3650 * 24 * 3_600 * 1_000;
+
+/// Bytes of a usual token's claims as JSON, rounded up: what is longer takes a moment more.
+const USUAL_LEN: usize = 4096;
 
 /// Why there is no usable signing key.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +149,7 @@ impl KeyRing {
                     Written::Stale | Written::LastCertificate => continue,
                 }
             }
-            let known = read(&self.keys);
+            let known = read(&self.keys).clone();
             let next = stored
                 .iter()
                 .filter(|key| !expired.contains(&key.made))
@@ -172,7 +170,7 @@ impl KeyRing {
     /// The key that signs at a time, milliseconds.
     #[must_use]
     pub fn signing(&self, now: u64) -> Arc<SigningKey> {
-        let keys = self.keys.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let keys = read(&self.keys);
         let mut signing = keys.iter().filter(|key| key.pair.is_some());
         let published_long_enough =
             signing.clone().rev().find(|key| now >= key.made.saturating_add(PUBLISHED_BEFORE));
@@ -230,8 +228,8 @@ impl KeyRing {
     }
 }
 
-fn read(keys: &RwLock<Vec<Arc<SigningKey>>>) -> Vec<Arc<SigningKey>> {
-    keys.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+fn read<T>(keys: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    keys.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Header of a token (RFC 7515, section 4.1).

@@ -294,6 +294,10 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
         }
         answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
     }
+    // What seemed to come free did not.
+    if answer < 0 && may_grow && add_region(me).is_ok() {
+        answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
+    }
     if answer < 0 {
         let mut pending = PENDING.lock();
         // The host may have refused and entered nevertheless; then the thread runs and the refusal is a lie.
