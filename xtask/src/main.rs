@@ -3,10 +3,12 @@
 
 mod steps;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -134,6 +136,12 @@ fn test(context: &Context, only: &[String]) -> ExitCode {
     if failures == 0 {
         println!("\nAll {} steps passed, {passed} tests, {time}.", rows.len());
         return ExitCode::SUCCESS;
+    }
+    // Last, since whoever reads the end of a log wants to know why.
+    for row in rows.iter().filter(|r| r.outcome.is_err()) {
+        for failure in &row.report.failures {
+            println!("\n━━━ {} FAILED:\n{failure}", row.name);
+        }
     }
     println!("\n{failures} of {} steps failed, {time}.", rows.len());
     ExitCode::FAILURE
@@ -268,40 +276,82 @@ impl Tally {
 }
 
 /// What a step says and counts.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Report {
     /// Before each line, while another step runs at the same time.
     prefix: Option<&'static str>,
     tally: Tally,
     cpu: Duration,
+    /// What commands that failed said about it.
+    failures: Vec<String>,
 }
 
 impl Report {
     /// Prints text.
     pub(crate) fn say(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        for line in text.split('\n') {
-            let _ = match self.prefix {
-                Some(prefix) => writeln!(out, "{prefix}: {line}"),
-                None => writeln!(out, "{line}"),
-            };
-        }
-        let _ = out.flush();
-    }
-
-    /// Prints lines as they come; returns all of them.
-    fn relay(&self, from: impl Read, mut each: impl FnMut(&str)) -> String {
-        let mut all = String::new();
-        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line);
-            self.say(&line);
-            each(&line);
-            all.push_str(&line);
-            all.push('\n');
-        }
-        all
+        say(self.prefix, text);
     }
 }
+
+fn say(prefix: Option<&str>, text: &str) {
+    let mut out = std::io::stdout().lock();
+    for line in text.split('\n') {
+        let _ = match prefix {
+            Some(prefix) => writeln!(out, "{prefix}: {line}"),
+            None => writeln!(out, "{line}"),
+        };
+    }
+    let _ = out.flush();
+}
+
+/// Hands on lines as they come.
+fn lines(from: impl Read, mut each: impl FnMut(&str)) {
+    for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+        each(&String::from_utf8_lossy(&line));
+    }
+}
+
+/// Why a command failed, as far as its output tells: what test harnesses say of tests that failed, or else its last lines.
+#[derive(Debug, Default)]
+struct Reasons {
+    of_tests: Vec<String>,
+    /// Whether a harness is telling.
+    is_telling: bool,
+    last: VecDeque<String>,
+}
+
+impl Reasons {
+    /// Lines of the output that are kept when it is not about tests.
+    const LAST: usize = 30;
+    /// Lines that are kept of what harnesses say.
+    const OF_TESTS: usize = 150;
+    /// Characters that are kept of a line.
+    const LINE: usize = 400;
+
+    fn add(&mut self, line: &str) {
+        let line: String = line.chars().take(Self::LINE).collect();
+        // libtest writes `failures:`, the output of each test that failed, `failures:` again and their names, and the result.
+        self.is_telling |= line == "failures:";
+        if self.is_telling && self.of_tests.len() < Self::OF_TESTS {
+            self.of_tests.push(line.clone());
+        }
+        self.is_telling &= !line.starts_with("test result: ");
+        if self.last.len() == Self::LAST {
+            self.last.pop_front();
+        }
+        self.last.push_back(line);
+    }
+
+    fn text(self) -> String {
+        match self.of_tests.is_empty() {
+            true => Vec::from(self.last).join("\n"),
+            false => self.of_tests.join("\n"),
+        }
+    }
+}
+
+/// Characters of a line of a command's output that are shown: a report in JSON is one line of many pages.
+const SHOWN: usize = 600;
 
 /// Runs a command; what it prints is shown and, where it is about tests, counted. Returns what it printed on standard
 /// output.
@@ -315,14 +365,30 @@ pub(crate) fn run(command: &mut Command, report: &mut Report) -> Result<String, 
     }
     let mut child = command.spawn().map_err(spawn)?;
     let (out, errors) = (child.stdout.take(), child.stderr.take());
-    let copy = *report;
-    let all = thread::scope(|scope| {
-        scope.spawn(move || errors.map(|errors| copy.relay(errors, |_| ())));
-        out.map_or_else(String::new, |out| copy.relay(out, |line| report.tally.add(line)))
+    let (prefix, tally) = (report.prefix, &mut report.tally);
+    let reasons = Mutex::new(Reasons::default());
+    let show = |line: &str| {
+        match line.char_indices().nth(SHOWN) {
+            None => say(prefix, line),
+            Some((end, _)) => say(prefix, &format!("{}… ({} bytes)", &line[..end], line.len())),
+        }
+        reasons.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add(line);
+    };
+    let mut all = String::new();
+    thread::scope(|scope| {
+        scope.spawn(move || errors.map(|errors| lines(errors, show)));
+        let Some(out) = out else { return };
+        lines(out, |line| {
+            show(line);
+            tally.add(line);
+            all.push_str(line);
+            all.push('\n');
+        });
     });
     report.cpu += cpu_time(&child);
     let status = child.wait().map_err(spawn)?;
     if !status.success() {
+        report.failures.push(reasons.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).text());
         return Err(Failure::Command { command: shown, status });
     }
     Ok(all)
@@ -350,7 +416,7 @@ pub(crate) enum Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::Tally;
+    use super::{Reasons, Tally};
 
     #[test]
     fn results_of_test_harnesses_are_counted() {
@@ -363,5 +429,18 @@ mod tests {
         tally.add("40 passed, 2 failed");
         tally.add("nothing passed, everything failed to begin");
         assert_eq!(tally, Tally { passed: 45, failed: 7, ignored: 1 });
+    }
+
+    #[test]
+    fn what_failed_is_told_again() {
+        let mut reasons = Reasons::default();
+        let told = "failures:\n\n---- a stdout ----\npanicked\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed; 1 failed";
+        let output = format!("running 2 tests\ntest a ... FAILED\n\n{told}\n\n     Running b\ntest b ... ok");
+        output.lines().for_each(|line| reasons.add(line));
+        assert_eq!(reasons.text(), told);
+
+        let mut reasons = Reasons::default();
+        (0..100).for_each(|line| reasons.add(&line.to_string()));
+        assert_eq!(reasons.text(), (70..100).map(|l| l.to_string()).collect::<Vec<_>>().join("\n"));
     }
 }
