@@ -23,7 +23,9 @@ fn enclos(folder: &Path) -> Command {
         command.env_remove(variable);
     }
     command.env("ENCLOS_PLATFORM", "emulated");
-    command.env("ENCLOS_STATE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("state"));
+    // In the folder of other enclaves: most of what it depends on is built there.
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    command.env("CARGO_TARGET_DIR", scratch.parent().unwrap()).env("ENCLOS_STATE", scratch.join("state"));
     command
 }
 

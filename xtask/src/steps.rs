@@ -176,10 +176,10 @@ fn conformance(c: &Context, report: &mut Report) -> Result<(), Failure> {
         return Err(Failure::Wrong(format!("{} holds no workspace", folder.display())));
     }
     // In our target folder: most of what they depend on is there already.
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(c.root.join("target"), PathBuf::from);
+    let target = target(c);
     for workspace in workspaces {
         let mut tests = c.cargo(&workspace);
-        tests.env("CARGO_TARGET_DIR", c.root.join(&target)).args(["test", "--workspace", "--no-fail-fast"]);
+        tests.env("CARGO_TARGET_DIR", &target).args(["test", "--workspace", "--no-fail-fast"]);
         run(&mut tests, report)?;
     }
     Ok(())
@@ -467,11 +467,10 @@ fn reproducible(c: &Context, report: &mut Report) -> Result<(), Failure> {
     let copy = c.folder("another folder")?;
     copy_sources(c, &copy)?;
     let mut identities = Vec::new();
+    let enclos = enclos(c, report)?;
     for root in [&c.root, &copy] {
-        let mut command = c.cargo(&c.root);
-        command
-            .args(["run", "--release", "--quiet", "--", "build", "--json"])
-            .arg(root.join("examples/vault"));
+        let mut command = program(&enclos, &c.root);
+        command.args(["build", "--json"]).arg(root.join("examples/vault"));
         // Another day, too.
         let built = run(command.env("SOURCE_DATE_EPOCH", format!("{}", 86_400 * identities.len())), report)?;
         identities.push(field(&built, "mrenclave")?);
@@ -480,12 +479,25 @@ fn reproducible(c: &Context, report: &mut Report) -> Result<(), Failure> {
     // The day stands in the signature, and so in the digest.
     let mut digests = Vec::new();
     for root in [&c.root, &copy] {
-        let mut command = c.cargo(&c.root);
-        command.args(["run", "--release", "--quiet", "--", "image", "--json", "--output"]);
+        let mut command = program(&enclos, &c.root);
+        command.args(["image", "--json", "--output"]);
         command.arg(c.folder("digests")?.join("vault.tar")).arg(root.join("examples/vault"));
         digests.push(field(&run(command.env("SOURCE_DATE_EPOCH", "0"), report)?, "digest")?);
     }
     same(&digests, report)
+}
+
+/// The command, built as `cargo run --release` builds it. For runs with variables that build scripts look at: cargo would build
+/// the command again for each value.
+fn enclos(c: &Context, report: &mut Report) -> Result<PathBuf, Failure> {
+    run(c.cargo(&c.root).args(["build", "--release", "--quiet"]), report)?;
+    Ok(target(c).join("release/enclos"))
+}
+
+/// Cargo's target folder of this workspace.
+fn target(c: &Context) -> PathBuf {
+    let folder = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+    c.root.join(folder)
 }
 
 /// The files that are, or could be, committed.

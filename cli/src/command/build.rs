@@ -231,11 +231,14 @@ impl Drop for HostBuild {
 }
 
 /// `cargo <task> --release`, the cargo that runs us if one does. What that one says of our own package is not meant for the
-/// build: build scripts look at it (ring's does), and with and without it by turns crates are built again and again.
+/// build: build scripts look at it (ring's does, at `OUT_DIR` too), and with and without it by turns crates are built again and
+/// again.
 fn cargo(task: &str) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (name, _) in std::env::vars_os() {
-        let is_ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        let is_ours = |name: &str| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "OUT_DIR"
+        };
         if name.to_str().is_some_and(is_ours) {
             command.env_remove(name);
         }

@@ -12,15 +12,15 @@ source "$(dirname "$0")/setup.sh"
 quotes=${ENCLOS_QUOTES:-$root/../shared/quotes}
 [ -d "$quotes" ] || { echo "no recorded quotes at $quotes; set ENCLOS_QUOTES" >&2; exit 2; }
 # Evidence of an enclave that runs, on an emulated machine of its own; as of the time at which the service judges.
-(cd "$root" && cargo run -q --release -- --quiet run examples/attested \
-    -- --output "$work/emulated" --time 2025-06-27T23:29:34Z)
+enclos=$target/debug/enclos
+build=${PACKAGES:--p enclos-cli -p enclos-attestation-service --features enclos-cli/attestation-service --bins}
+(cd "$root" && cargo build -q $build)
+"$enclos" --quiet run "$root/examples/attested" -- --output "$work/emulated" --time 2025-06-27T23:29:34Z
 if $inside; then
     image=$work/attestation-service.enclave
-    (cd "$root" && cargo build -q ${PACKAGES:--p enclos-cli --features attestation-service --bins} &&
-        "$target/debug/enclos" build services/attestation/enclave --output "$image")
-    service=("$target/debug/enclos" attestation-service --enclave "$image")
+    "$enclos" build "$root/services/attestation/enclave" --output "$image"
+    service=("$enclos" attestation-service --enclave "$image")
 else
-    (cd "$root" && cargo build -q ${PACKAGES:--p enclos-attestation-service --bins})
     service=("$target/debug/enclos-attestation-service")
 fi
 cp "$here/sdk.mjs" "$work/sdk.mjs"

@@ -10,7 +10,13 @@ import dcap_qvl
 
 ENCLOS, WORK = sys.argv[1:3]
 NONCE = "00112233445566778899aabbccddeeff"
-ENVIRONMENT = dict(os.environ, ENCLOS_STATE=os.path.join(WORK, "state"), ENCLOS_PLATFORM="emulated")
+# What `enclos quote` builds is built in the folder of other enclaves: most of what it depends on is there.
+ENVIRONMENT = dict(
+    os.environ,
+    ENCLOS_STATE=os.path.join(WORK, "state"),
+    ENCLOS_PLATFORM="emulated",
+    CARGO_TARGET_DIR=os.path.dirname(os.path.dirname(os.path.abspath(WORK))),
+)
 
 passed, failed = 0, 0
 
