@@ -289,7 +289,12 @@ fn keys_overlap_and_expire() {
         let refused = inference.configure(Settings { key_lifetime, smallest_bucket, ..Settings::default() });
         assert!(matches!(refused, Err(CallError::Method(ServiceError::Setting { .. }))), "{refused:?}");
     }
-    let settings = Settings { key_lifetime: Some(6), smallest_bucket: Some(5000), ..Settings::default() };
+    let lifetime = Duration::from_secs(12);
+    let settings = Settings {
+        key_lifetime: Some(lifetime.as_secs()),
+        smallest_bucket: Some(5000),
+        ..Settings::default()
+    };
     inference.configure(settings).unwrap();
     inference.load("tree", MODEL).unwrap();
     let ask = |client: &Verified| {
@@ -311,12 +316,12 @@ fn keys_overlap_and_expire() {
     assert_eq!(counted, [(second.key_config[0], 1), (first.key_config[0], 2)]);
 
     // Half of its lifetime later the next key is offered, and after all of it the old ones answer nobody.
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(lifetime / 2 + Duration::from_secs(1));
     let third = inference.offer().unwrap();
     assert_ne!(third.key_config, second.key_config);
     assert!(third.not_after > second.not_after);
     assert_eq!(ask(&late).unwrap().1, 200, "its time is not over yet");
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(lifetime / 2 + Duration::from_secs(1));
     for client in [&early, &late] {
         let refused = ask(client);
         assert!(matches!(refused, Err(CallError::Method(ServiceError::UnknownKey))), "{refused:?}");

@@ -75,7 +75,7 @@ fn told_to_stop(permitted: &str, patience: Duration) -> (String, Option<End>) {
         assert!(enclave.end().is_none() && Instant::now() < until, "{:?} {}", enclave.end(), out.text());
         std::thread::sleep(Duration::from_millis(1));
     }
-    for signal in [libc::SIGUSR1, libc::SIGTERM] {
+    for (signal, patience) in [(libc::SIGUSR1, Duration::from_millis(200)), (libc::SIGTERM, patience)] {
         enclave.signal(signal).unwrap();
         let until = Instant::now() + patience;
         while enclave.end().is_none() && Instant::now() < until {
@@ -88,7 +88,7 @@ fn told_to_stop(permitted: &str, patience: Duration) -> (String, Option<End>) {
 
 #[test]
 fn signals_of_the_host_come_where_the_manifest_lists_them() {
-    let (out, end) = told_to_stop("signals = [\"TERM\"]", Duration::from_secs(2));
+    let (out, end) = told_to_stop("signals = [\"TERM\"]", Duration::from_secs(10));
     assert_eq!((out.as_str(), end), ("ready\nstopped by 15, a process\n", Some(End::Exited { status: 0 })));
     let (out, end) = told_to_stop("signals = [\"HUP\"]", Duration::from_millis(200));
     assert_eq!((out.as_str(), end), ("ready\n", None));

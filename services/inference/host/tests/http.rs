@@ -316,7 +316,7 @@ fn a_new_file_is_a_new_version_and_a_bad_one_replaces_nothing() {
 #[test]
 fn bounds_hold_and_pass() {
     let service = start(image(), |config| {
-        config.limits.request = Duration::from_secs(2);
+        config.limits.request = Duration::from_secs(6);
         config.limits.memory = 64 << 10;
         config.limits.parallel = 1;
         config.limits.queue = 2;
