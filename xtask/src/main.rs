@@ -94,15 +94,16 @@ fn test(context: &Context, only: &[String]) -> ExitCode {
     let is_chosen = |step: &&Step| only.is_empty() || only.iter().any(|name| name == step.name);
     let chosen: Vec<_> = STEPS.iter().filter(is_chosen).collect();
     let lane = |lane| chosen.iter().copied().filter(|s| s.lane == lane).collect::<Vec<_>>();
-    let mut rows: Vec<_> = lane(Lane::First).into_iter().map(|s| Row::of(context, s, false)).collect();
-    let lanes: Vec<_> = Lane::TOGETHER.into_iter().map(lane).filter(|l| !l.is_empty()).collect();
-    let together = lanes.len() > 1;
+    let together = chosen.iter().any(|step| step.lane != chosen[0].lane);
+    let run = |steps: Vec<&Step>| -> Vec<Row> {
+        steps.into_iter().map(|step| Row::of(context, step, together)).collect()
+    };
+    let mut rows = Vec::new();
     thread::scope(|scope| {
-        let run = |steps: Vec<&'static Step>| {
-            scope.spawn(move || steps.into_iter().map(|s| Row::of(context, s, together)).collect::<Vec<_>>())
-        };
-        let running: Vec<_> = lanes.into_iter().map(run).collect();
-        for lane in running {
+        let beside = |of| scope.spawn(move || run(lane(of)));
+        let release = beside(Lane::Release);
+        rows.extend(run(lane(Lane::First)));
+        for lane in [beside(Lane::Tests), beside(Lane::Others), release] {
             match lane.join() {
                 Ok(lane) => rows.extend(lane),
                 Err(panic) => std::panic::resume_unwind(panic),

@@ -17,23 +17,18 @@ pub(crate) struct Step {
     pub(crate) run: Run,
 }
 
-/// Steps of a lane run one after another, those of all but the first side by side: compilers, tests and running services wait for
-/// different things, and cargo locks a target folder a profile.
+/// Steps of a lane run one after another, lanes side by side: compilers, tests and running services wait for different things, and
+/// cargo locks a target folder a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// Before all others.
+    /// Before the next two.
     First,
     /// Our own tests.
     Tests,
     /// Other people's software against what the first lane built.
     Others,
-    /// Builds otherwise.
+    /// Builds otherwise, from the beginning.
     Release,
-}
-
-impl Lane {
-    /// Those that run side by side.
-    pub(crate) const TOGETHER: [Self; 3] = [Self::Tests, Self::Others, Self::Release];
 }
 
 /// All of them, in order: what fails fastest and tells most comes first.
