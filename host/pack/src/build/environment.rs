@@ -11,7 +11,7 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 pub(crate) const STATIC_PIE: [&str; 3] =
     ["-Ctarget-feature=+crt-static", "-Crelocation-model=pie", "-Ctarget-cpu=x86-64"];
 
-/// Removes variables that would change what a cargo builds. It keeps the settings of registries and network.
+/// Removes variables that would change what a cargo builds. It keeps where to, and the settings of registries and network.
 pub(crate) fn clean(cargo: &mut Command) {
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(is_unwanted) {
@@ -21,7 +21,7 @@ pub(crate) fn clean(cargo: &mut Command) {
 }
 
 fn is_unwanted(name: &str) -> bool {
-    let kept = ["CARGO_HOME", "CARGO_MAKEFLAGS"].contains(&name)
+    let kept = ["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_TARGET_DIR"].contains(&name)
         || ["CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "CARGO_TERM_"]
             .iter()
             .any(|p| name.starts_with(p));
