@@ -312,29 +312,34 @@ fn lines(from: impl Read, mut each: impl FnMut(&str)) {
     }
 }
 
-/// Why a command failed, as far as its output tells: what test harnesses say of tests that failed, or else its last lines.
+/// Why a command failed, as far as its output tells: which tests did, and what their harness says of them or else its last lines.
 #[derive(Debug, Default)]
 struct Reasons {
-    of_tests: Vec<String>,
+    names: Vec<String>,
+    told: Vec<String>,
     /// Whether a harness is telling.
     is_telling: bool,
     last: VecDeque<String>,
 }
 
 impl Reasons {
-    /// Lines of the output that are kept when it is not about tests.
+    /// Lines of the output that are kept when no harness tells.
     const LAST: usize = 30;
-    /// Lines that are kept of what harnesses say.
-    const OF_TESTS: usize = 150;
+    /// Lines that are kept of what harnesses tell.
+    const TOLD: usize = 150;
     /// Characters that are kept of a line.
     const LINE: usize = 400;
 
     fn add(&mut self, line: &str) {
         let line: String = line.chars().take(Self::LINE).collect();
+        // libtest's line of a test, and that of the suites in tests/conformance.
+        if line.starts_with("test ") && line.ends_with("... FAILED") || line.starts_with("FAILED ") {
+            self.names.push(line.clone());
+        }
         // libtest writes `failures:`, the output of each test that failed, `failures:` again and their names, and the result.
         self.is_telling |= line == "failures:";
-        if self.is_telling && self.of_tests.len() < Self::OF_TESTS {
-            self.of_tests.push(line.clone());
+        if self.is_telling && self.told.len() < Self::TOLD {
+            self.told.push(line.clone());
         }
         self.is_telling &= !line.starts_with("test result: ");
         if self.last.len() == Self::LAST {
@@ -344,10 +349,8 @@ impl Reasons {
     }
 
     fn text(self) -> String {
-        match self.of_tests.is_empty() {
-            true => Vec::from(self.last).join("\n"),
-            false => self.of_tests.join("\n"),
-        }
+        let why = if self.told.is_empty() { Vec::from(self.last) } else { self.told };
+        [self.names, why].concat().join("\n")
     }
 }
 
@@ -438,10 +441,12 @@ mod tests {
         let told = "failures:\n\n---- a stdout ----\npanicked\n\nfailures:\n    a\n\ntest result: FAILED. 1 passed; 1 failed";
         let output = format!("running 2 tests\ntest a ... FAILED\n\n{told}\n\n     Running b\ntest b ... ok");
         output.lines().for_each(|line| reasons.add(line));
-        assert_eq!(reasons.text(), told);
+        assert_eq!(reasons.text(), format!("test a ... FAILED\n{told}"));
 
         let mut reasons = Reasons::default();
+        reasons.add("FAILED  one of a suite");
         (0..100).for_each(|line| reasons.add(&line.to_string()));
-        assert_eq!(reasons.text(), (70..100).map(|l| l.to_string()).collect::<Vec<_>>().join("\n"));
+        let last: Vec<_> = (70..100).map(|l| l.to_string()).collect();
+        assert_eq!(reasons.text(), format!("FAILED  one of a suite\n{}", last.join("\n")));
     }
 }
