@@ -133,7 +133,10 @@ async fn acknowledged_policies_survive_kill_9_at_any_moment() {
                 })
             })
             .collect();
-        tokio::time::sleep(Duration::from_millis(20 + random.below(150) as u64)).await;
+        // How many can be set in a time is the disk's to say.
+        let told_now = || told.iter().map(|told| told.load(Ordering::SeqCst)).sum::<u64>();
+        eventually(async || told_now() >= last.iter().sum::<u64>() + 4).await;
+        tokio::time::sleep(Duration::from_millis(random.below(150) as u64)).await;
         process.child.kill().unwrap();
         process.child.wait().unwrap();
         for writer in writers {
@@ -146,6 +149,15 @@ async fn acknowledged_policies_survive_kill_9_at_any_moment() {
         }
     }
     assert!(acknowledged_in_all > 100, "only {acknowledged_in_all} policies were set");
+}
+
+/// Waits until something is so, for a minute at most.
+async fn eventually(mut is_so: impl AsyncFnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !is_so().await {
+        assert!(Instant::now() < until, "it never was");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,10 +175,11 @@ async fn a_request_in_hand_is_finished_when_the_service_is_told_to_stop() {
     let request = Request::put(POLICY).header("host", "localhost").header("content-length", body.len());
     let answer = client.0.send_request(request.body(stream).unwrap());
     let answer = tokio::spawn(answer);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // For the service to have begun with it.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     process.signal("TERM");
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(Client::connect(process.port).await.is_none(), "new connections are no longer accepted");
+    // New connections are no longer accepted.
+    eventually(async || Client::connect(process.port).await.is_none()).await;
     go.send(()).unwrap();
     assert_eq!(answer.await.unwrap().unwrap().status(), StatusCode::OK);
     let status = tokio::task::block_in_place(|| process.child.wait()).unwrap();

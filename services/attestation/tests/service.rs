@@ -227,6 +227,7 @@ fn acknowledged_policies_survive_a_kill_at_any_moment() {
             .spawn()
             .unwrap();
         let out = child.stdout.take().unwrap();
+        let (told, is_told) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
             BufReader::new(out)
                 .lines()
@@ -235,9 +236,16 @@ fn acknowledged_policies_survive_a_kill_at_any_moment() {
                 .filter_map(|line| {
                     line.rsplit_once("acknowledged ").and_then(|(_, number)| number.parse().ok())
                 })
+                .inspect(|_| {
+                    let _ = told.send(());
+                })
                 .max()
         });
-        std::thread::sleep(Duration::from_millis(150 + random.below(400) as u64));
+        // How many can be written in a time is the disk's to say. Now and then it is killed before there is any.
+        if round % 5 != 4 {
+            (0..2).for_each(|_| is_told.recv_timeout(Duration::from_secs(60)).unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(random.below(400) as u64));
         child.kill().unwrap();
         child.wait().unwrap();
         let acknowledged: Option<u64> = reader.join().unwrap();
