@@ -287,9 +287,13 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
         if answer == 0 {
             break;
         }
-        if may_grow && !one_comes_free() {
-            may_grow = add_region(me).is_ok();
-        } else {
+        let grown = match may_grow && !one_comes_free() {
+            true => add_region(me),
+            false => Err(Errno::AGAIN),
+        };
+        // One that is being taken apart is neither free nor to be made, for a moment.
+        may_grow &= matches!(grown, Ok(()) | Err(Errno::AGAIN));
+        if grown.is_err() {
             crate::host::call_keeping(me, hostcall::SLEEP, 20_000 << (round / 8), 0, 0);
         }
         answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
