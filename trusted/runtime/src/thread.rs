@@ -291,7 +291,7 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
             true => add_region(me),
             false => Err(Errno::AGAIN),
         };
-        // One that is being taken apart is neither free nor to be made, for a moment.
+        // EAGAIN is of this moment: threads on their way out hold all regions, and may take some apart as they go.
         may_grow &= matches!(grown, Ok(()) | Err(Errno::AGAIN));
         if grown.is_err() {
             crate::host::call_keeping(me, hostcall::SLEEP, 20_000 << (round / 8), 0, 0);
