@@ -534,6 +534,8 @@ impl Enclave {
 impl Drop for Enclave {
     fn drop(&mut self) {
         self.shared.finish(End::ShutDown);
+        // Another thread may be at it, having been the first to know of the end.
+        self.shared.files.end();
     }
 }
 
@@ -931,6 +933,8 @@ impl Shared {
         self.end_seen.1.notify_all();
         let this: Weak<dyn Evict> = self.this.clone();
         entry::evict(this);
+        self.sockets.end();
+        self.files.end();
     }
 
     /// Gets all threads out of their WAIT and POLL.

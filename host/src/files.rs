@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use enclos::abi::{self, FileStatus, hostcall};
 
@@ -18,7 +18,25 @@ use crate::enclave::{Shared, Slot};
 #[derive(Default)]
 pub(crate) struct Files {
     mounts: Vec<(String, OwnedFd)>,
-    open: Mutex<Vec<Option<Arc<OwnedFd>>>>,
+    open: Mutex<Vec<Option<Arc<Opened>>>>,
+    /// Whether the enclave has ended. Who does something with a file holds it for reading.
+    ended: RwLock<bool>,
+}
+
+/// What a handle stands for.
+struct Opened {
+    fd: OwnedFd,
+    is_locked: bool,
+}
+
+impl Drop for Opened {
+    /// Closing alone would leave the lock with a process that was just forked and has not come to its program yet.
+    fn drop(&mut self) {
+        if self.is_locked {
+            // SAFETY: no memory is involved.
+            let _ = unsafe { libc::flock(self.fd.as_raw_fd(), libc::LOCK_UN) };
+        }
+    }
 }
 
 /// Most handles of one enclave.
@@ -40,10 +58,18 @@ impl Files {
             });
             all.push((path.clone(), opened.map_err(|e| (directory.clone(), e))?.into()));
         }
-        Ok(Self { mounts: all, open: Mutex::default() })
+        Ok(Self { mounts: all, ..Self::default() })
     }
 
-    fn add(&self, fd: OwnedFd) -> Result<u64, i32> {
+    /// Closes all that is open, for good. When this returns nothing more happens to a file, and locks are released,
+    /// whoever else still holds what belongs to the enclave: the next one can have these files at once.
+    pub(crate) fn end(&self) {
+        let mut ended = self.ended.write().unwrap_or_else(PoisonError::into_inner);
+        *ended = true;
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn add(&self, fd: OwnedFd, is_locked: bool) -> Result<u64, i32> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let index = match open.iter().position(Option::is_none) {
             Some(free) => free,
@@ -53,11 +79,11 @@ impl Files {
             }
             None => return Err(libc::EMFILE),
         };
-        open[index] = Some(Arc::new(fd));
+        open[index] = Some(Arc::new(Opened { fd, is_locked }));
         Ok(index as u64)
     }
 
-    fn get(&self, handle: u64) -> Result<Arc<OwnedFd>, i32> {
+    fn get(&self, handle: u64) -> Result<Arc<Opened>, i32> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let found = usize::try_from(handle).ok().and_then(|i| open.get(i)).cloned().flatten();
         found.ok_or(libc::EBADF)
@@ -74,7 +100,7 @@ impl Files {
 
     fn mount(&self, path: &[u8]) -> Result<u64, i32> {
         let (_, directory) = self.mounts.iter().find(|(p, _)| p.as_bytes() == path).ok_or(libc::ENODEV)?;
-        self.add(directory.try_clone().map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?)
+        self.add(directory.try_clone().map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))?, false)
     }
 }
 
@@ -82,6 +108,10 @@ impl Shared {
     /// Requests from [`hostcall::FILE_MOUNT`] to [`hostcall::FILE_CLOSE`].
     pub(crate) fn files(&self, slot: &Slot, number: u64, a: u64, b: u64, c: u64) -> Result<u64, i32> {
         let files = &self.files;
+        let ended = files.ended.read().unwrap_or_else(PoisonError::into_inner);
+        if *ended {
+            return Err(libc::EBADF);
+        }
         let offset = |at: u64| i64::try_from(at).map_err(|_| libc::EINVAL);
         match number {
             hostcall::FILE_MOUNT => return files.mount(text(slot, 0, a)?.as_bytes()),
@@ -89,14 +119,15 @@ impl Shared {
             _ => {}
         }
         let file = files.get(a)?;
-        let fd = file.as_raw_fd();
+        let fd = file.fd.as_raw_fd();
         match number {
             hostcall::FILE_OPEN => {
                 let opened = open_beneath(fd, &text(slot, 0, b)?, c & FLAGS, c >> 32 & 0o7777)?;
-                if c & abi::OPEN_LOCKED != 0 {
+                let is_locked = c & abi::OPEN_LOCKED != 0;
+                if is_locked {
                     lock(fd, opened.as_raw_fd())?;
                 }
-                files.add(opened)
+                files.add(opened, is_locked)
             }
             hostcall::FILE_READ => {
                 let at = offset(c)?;

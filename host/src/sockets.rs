@@ -42,6 +42,8 @@ pub(crate) struct Sockets {
 struct Items {
     slots: Vec<Option<Arc<Item>>>,
     free: Vec<usize>,
+    /// The enclave has ended: no more come.
+    ended: bool,
 }
 
 /// Under which number an epoll instance's own eventfd is registered; the enclave's indices are smaller.
@@ -54,6 +56,9 @@ impl Sockets {
     fn add(&self, fd: OwnedFd, kind: Kind) -> Result<u64, i32> {
         let item = Some(Arc::new(Item { fd, kind }));
         let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        if items.ended {
+            return Err(libc::EBADF);
+        }
         let index = match items.free.pop() {
             Some(index) => {
                 items.slots[index] = item;
@@ -83,6 +88,14 @@ impl Sockets {
         // Another thread may still wait in it: then the descriptor is closed when that wait ends.
         drop(item);
         Ok(0)
+    }
+
+    /// Ends every EPOLL_WAIT and closes all handles, for good: ports are free again for the next enclave, whoever else
+    /// still holds what belongs to this one.
+    pub(crate) fn end(&self) {
+        self.wake_all();
+        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        *items = Items { ended: true, ..Items::default() };
     }
 }
 

@@ -4,6 +4,11 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _, pipe};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -271,7 +276,7 @@ fn a_debug_image_says_who_panicked_where_backtraces_are_wanted() {
     let Some(wanted) = wanted else {
         // The environment is a process's: once with and once without.
         for wanted in ["1", "0"] {
-            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            let mut again = Command::new(std::env::current_exe().unwrap());
             let again = again.args(["--exact", NAME]).env(WANTED, wanted).env("ENCLOS_TEST_PANICS", wanted);
             let done = again.output().unwrap();
             assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
@@ -401,6 +406,87 @@ fn dropping_the_enclave_ends_calls() {
         assert_eq!(spinning.join().unwrap(), Err(CallError::Failed(Failure::Ended(End::ShutDown))));
     });
     assert_eq!(guest.add(1, 1), Err(CallError::Failed(Failure::Ended(End::ShutDown))));
+}
+
+/// The host's side of `Oracle`, whose `echo` says that it was called and then waits for a word.
+struct Waiting {
+    called: Sender<()>,
+    go_on: Mutex<Receiver<()>>,
+}
+
+impl Oracle for Waiting {
+    fn nothing(&self) {}
+
+    fn down(&self, _: u32) -> Result<u32, String> {
+        Ok(0)
+    }
+
+    fn echo(&self, data: &[u8]) -> Vec<u8> {
+        self.called.send(()).unwrap();
+        self.go_on.lock().unwrap().recv().unwrap();
+        data.to_vec()
+    }
+
+    fn panic(&self, _: &str) {}
+}
+
+/// A call that is still in the host when its enclave ends, and a process that has just been forked, hold on to what
+/// belongs to the enclave. The next one must not depend on them.
+#[test]
+fn an_enclave_that_was_dropped_leaves_its_files_and_ports_to_the_next() {
+    // Nobody else listens at such an address.
+    let address = std::net::TcpListener::bind("127.0.86.71:0").unwrap().local_addr().unwrap().to_string();
+    let more =
+        format!("[network]\nlisten = [\"{address}\"]\n[[mounts]]\npath = \"/data\"\nkind = \"sealed\"\n");
+    let image = support::sign(&format!("{CONFIG}{more}"), false);
+    let directory = tempfile::tempdir().unwrap();
+    let start = || {
+        let ((called, calls), (word, go_on)) = (channel(), channel());
+        let waiting = Waiting { called, go_on: Mutex::new(go_on) };
+        let enclave = Enclave::builder(image.clone()).on(emulator()).mount("/data", directory.path());
+        let enclave = enclave.service(OracleServer::new(waiting)).start().unwrap();
+        let guest = enclave.connect::<GuestClient<_>>().unwrap();
+        guest.keep("/data/file", b"kept").unwrap();
+        guest.listen(&address).unwrap();
+        (enclave, guest, calls, word)
+    };
+
+    let (enclave, guest, calls, word) = start();
+    std::thread::scope(|s| {
+        // Gone if this fails, so that the call ends.
+        let word = word;
+        let call = s.spawn(|| guest.host_echo(b"abc"));
+        calls.recv().unwrap();
+        drop(enclave);
+        start();
+        word.send(()).unwrap();
+        assert_eq!(call.join().unwrap(), Err(CallError::Failed(Failure::Ended(End::ShutDown))));
+    });
+
+    let (enclave, ..) = start();
+    let ((mut forked, mut say_forked), (mut go_on, word)) = (pipe().unwrap(), pipe().unwrap());
+    let (mut child, not_its) = (Command::new("true"), word.as_raw_fd());
+    // SAFETY: the forked process calls nothing but close(2), write(2) and read(2), and does not use what it closes.
+    unsafe {
+        child.pre_exec(move || {
+            libc::close(not_its);
+            say_forked.write_all(b"!")?;
+            go_on.read_exact(&mut [0])
+        })
+    };
+    std::thread::scope(|s| {
+        let mut word = word;
+        let child = s.spawn(move || child.status());
+        forked.read_exact(&mut [0]).unwrap();
+        drop(enclave);
+        // Ports are another matter: a listening socket lives for as long as anybody has a descriptor of it.
+        let enclave = Enclave::builder(image.clone()).on(emulator()).mount("/data", directory.path());
+        let enclave = enclave.start().unwrap();
+        let guest = enclave.connect::<GuestClient<_>>().unwrap();
+        assert_eq!(guest.contents("/data/file"), Ok(b"kept".to_vec()));
+        word.write_all(b"!").unwrap();
+        assert!(child.join().unwrap().unwrap().success());
+    });
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub trait Guest {
     fn pointers(&self) -> Vec<String>;
     /// Writes a file and makes it durable.
     fn keep(&self, path: &str, data: &[u8]) -> Result<(), String>;
+    /// Listens there for as long as the enclave lives.
+    fn listen(&self, address: &str) -> Result<(), String>;
     /// Volume, generation and digest of sealed files.
     fn sealed_state(&self, path: &str) -> Result<([u8; 16], u64, Vec<u8>), i32>;
     fn processor(&self) -> Processor;

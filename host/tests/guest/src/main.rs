@@ -177,6 +177,11 @@ impl Guest for Program {
         write().map_err(|e: std::io::Error| e.to_string())
     }
 
+    fn listen(&self, address: &str) -> Result<(), String> {
+        std::mem::forget(std::net::TcpListener::bind(address).map_err(|e| e.to_string())?);
+        Ok(())
+    }
+
     fn sealed_state(&self, path: &str) -> Result<([u8; 16], u64, Vec<u8>), i32> {
         let state = enclos_enclave::sealed_state(path).map_err(|e| e.raw_os_error().unwrap_or(0))?;
         Ok((state.volume, state.generation, state.digest.to_vec()))
