@@ -140,6 +140,30 @@ fn regions_of_threads_go_back_to_the_machine() {
     }
 }
 
+/// The place of a thread on its way out is waited for, however busy the machine is that takes memory apart for it.
+#[test]
+fn a_thread_waits_for_the_place_of_one_that_ends() {
+    let image = image(&build("places.c"), "threads = 5\nheap = \"64 MiB\"\nprofile = \"sgx2\"");
+    // Whether a place is idle in time to be taken apart is up to the machine.
+    for _ in 0..10 {
+        let (out, taken) = (Captured::default(), Arc::new(AtomicU64::new(0)));
+        let start = builder(&image).on(emulator()).stdout(out.clone()).stderr(out.clone());
+        let count = taken.clone();
+        let start = start.inspect_host_calls(move |call| {
+            if call.number == hostcall::THREAD_RETIRES && count.fetch_add(1, Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(800));
+            }
+            call.result
+        });
+        let (end, text) = finish(&start.start().unwrap(), &out);
+        assert_eq!((end, text.as_str()), (End::Exited { status: 0 }, "4 at once\n"));
+        if taken.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+    }
+    panic!("no place was taken apart");
+}
+
 /// A host that says it will not enter a thread any more and does, or says that it took pages and did not.
 #[test]
 fn lies_about_regions_of_threads_hang_nothing_and_break_nothing() {

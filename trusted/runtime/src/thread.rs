@@ -283,9 +283,14 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
     // A thread is over for the program a moment before its TCS is free for the host, and a scope of threads is left when
     // the last has done its work, not when it is gone. Where there is no other place, that moment is waited for.
     let mut may_grow = crate::pages::are_dynamic();
-    for round in 0..MOMENTS {
-        if answer == 0 {
+    let mut left = MOMENTS;
+    for round in 0..MOST_MOMENTS {
+        if answer == 0 || left == 0 {
             break;
+        }
+        left -= 1;
+        if ENDING.load(Ordering::Relaxed) != 0 {
+            left = left.max(MOMENTS_AFTER);
         }
         let grown = match may_grow && !one_comes_free() {
             true => add_region(me),
@@ -294,7 +299,7 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
         // EAGAIN is of this moment: threads on their way out hold all regions, and may take some apart as they go.
         may_grow &= matches!(grown, Ok(()) | Err(Errno::AGAIN));
         if grown.is_err() {
-            crate::host::call_keeping(me, hostcall::SLEEP, 20_000 << (round / 8), 0, 0);
+            crate::host::call_keeping(me, hostcall::SLEEP, 20_000 << (round / 8).min(9), 0, 0);
         }
         answer = crate::host::call_keeping(me, hostcall::SPAWN, 0, 0, 0);
     }
@@ -313,8 +318,15 @@ fn spawn(r: &Registers, [flags, stack, parent_tid, child_tid, tls]: [u64; 5]) ->
     Ok(u64::from(tid))
 }
 
-/// How often a thread that is being made waits for one that ends; 164 ms in all.
-const MOMENTS: u32 = 80;
+/// How often a thread that is being made waits for the place of another: a third of a second in all.
+const MOMENTS: u32 = 96;
+/// After a thread was seen on its way out: 164 ms. On a busy machine, taking memory apart takes its time.
+const MOMENTS_AFTER: u32 = 16;
+/// In all, whatever is seen: 2 seconds.
+const MOST_MOMENTS: u32 = 264;
+
+/// Threads on their way out.
+static ENDING: AtomicU32 = AtomicU32::new(0);
 
 /// Are there more thread regions without a thread than threads that wait for one, the caller's included?
 fn one_comes_free() -> bool {
@@ -412,10 +424,14 @@ const KEPT: usize = 2;
 
 /// Gives the regions of threads that have ended back to the host, but for [`KEPT`].
 fn remove_idle_regions() {
+    // Not those that others are taking apart: with them counted, several threads that end at once would keep fewer.
+    let is_whole = |index: u32| {
+        REGIONS.get(index as usize).is_some_and(|w| w.load(Ordering::Acquire) == region_state::WHOLE)
+    };
     let is_idle = |index: &u32| {
         // SAFETY: as in [`tid_of`]; the data page stays.
         let is_free = unsafe { (&raw const (*at(*index)).state).read_volatile() } == state::FREE;
-        is_free && tid_of(*index) == 0
+        is_free && tid_of(*index) == 0 && is_whole(*index)
     };
     let mut idle = all().filter(is_idle).count();
     let present = PRESENT.load(Ordering::Relaxed);
@@ -516,6 +532,7 @@ pub unsafe extern "C" fn run_pending() -> ! {
 
 /// exit(2): ends the thread and frees its TCS.
 pub fn end(me: &mut Thread) -> ! {
+    ENDING.fetch_add(1, Ordering::Relaxed);
     if crate::pages::are_dynamic() && !crate::ended() {
         remove_idle_regions();
     }
@@ -526,6 +543,7 @@ pub fn end(me: &mut Thread) -> ! {
         unsafe { (*(me.clear_tid as *const AtomicU32)).store(0, Ordering::SeqCst) };
         crate::calls::futex::wake(me.clear_tid, u32::MAX, u32::MAX);
     }
+    ENDING.fetch_sub(1, Ordering::Relaxed);
     me.set_state(state::FREE, false);
     // SAFETY: the thread is over; its runtime stack is free for the next.
     unsafe { entry::enclos_leave(exit::THREAD_END, 0, 0) }
