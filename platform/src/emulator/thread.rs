@@ -140,7 +140,7 @@ pub(super) struct TcsState {
     pub(super) fs: u64,
     pub(super) gs: u64,
     pub(super) aep: u64,
-    /// TCS.STATE: 1 while a thread is inside.
+    /// TCS.STATE: [`INSIDE`] while a thread is inside, [`ENTERING`] in the moment before it is said since when, else 0.
     pub(super) busy: AtomicU32,
     pub(super) cssa: u32,
     /// For ERESUME: GPRSGX of the frame.
@@ -395,14 +395,14 @@ impl EnclaveThreads {
             self.add_state(new, !shares_gs);
             return Ok(());
         };
-        if old.busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if old.busy.compare_exchange(0, ENTERING, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return Err(PlatformError::Fault {
                 leaf: "EMODT",
                 fault: "#GP(0)",
                 rule: "a thread is still inside with the TCS that was at this address",
             });
         }
-        new.busy = AtomicU32::new(1);
+        new.busy = AtomicU32::new(ENTERING);
         new.next = AtomicPtr::new(old.next.load(Ordering::Acquire));
         for (i, count) in old.counts.iter().enumerate() {
             new.counts[i] = AtomicU64::new(count.load(Ordering::Relaxed));
@@ -452,9 +452,11 @@ impl EnclaveThreads {
     /// The count of ETRACKs at which the thread that has been inside longest entered.
     pub(super) fn oldest_entry(&self) -> Option<u16> {
         let now = self.epoch.load(Ordering::SeqCst) as u16;
-        let inside = self.states().filter(|s| s.busy.load(Ordering::SeqCst) != 0);
-        let age = inside.map(|s| now.wrapping_sub(s.entered_at.load(Ordering::SeqCst) as u16)).max()?;
-        Some(now.wrapping_sub(age))
+        let inside = self.states().filter(|s| s.busy.load(Ordering::SeqCst) == INSIDE);
+        // Who entered after `now` was read is younger than none.
+        let age =
+            inside.map(|s| now.wrapping_sub(s.entered_at.load(Ordering::SeqCst) as u16) as i16).max()?;
+        Some(now.wrapping_sub(age as u16))
     }
 
     /// Makes every thread that entered before the last ETRACK leave, by an asynchronous exit. False when one does not.
@@ -466,7 +468,10 @@ impl EnclaveThreads {
             for state in self.states() {
                 let entered = state.entered_at.load(Ordering::SeqCst) as u16;
                 let is_old = (entered.wrapping_sub(epoch as u16) as i16) < 0;
-                if state.busy.load(Ordering::SeqCst) != 0 && is_old {
+                let busy = state.busy.load(Ordering::SeqCst);
+                // Which ETRACK it enters after is not said yet; in a moment it is.
+                is_clear &= busy != ENTERING;
+                if busy == INSIDE && is_old {
                     is_clear = false;
                     let context = state.context.load(Ordering::Relaxed) as *const ThreadContext;
                     // SAFETY: null, or in the arena of contexts, which is never unmapped.
@@ -601,6 +606,12 @@ pub(super) const VECTOR_UD: u64 = 6;
 pub(super) const VECTOR_GP: u64 = 13;
 pub(super) const VECTOR_PF: u64 = 14;
 
+/// A thread is inside with the TCS, since the ETRACK that its `entered_at` says.
+const INSIDE: u32 = 1;
+/// The TCS is taken, for a thread that is about to enter or to be made anew: nobody is inside yet, and `entered_at` is that
+/// of the thread before, which must not be counted.
+const ENTERING: u32 = 2;
+
 /// EENTER (SDM vol. 3D, 37.4) and ERESUME: checks, marks the TCS busy, saves what the exit needs.
 pub(super) fn enter_state(
     context: &mut ThreadContext,
@@ -627,12 +638,13 @@ pub(super) fn enter_state(
     if !context.current.load(Ordering::Relaxed).is_null() {
         return gp;
     }
-    if busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    if busy.compare_exchange(0, ENTERING, Ordering::SeqCst, Ordering::Relaxed).is_err() {
         return gp;
     }
     // SAFETY: `busy` is ours now.
     let s = unsafe { &mut *state };
     s.entered_at.store(enclave.epoch.load(Ordering::SeqCst), Ordering::SeqCst);
+    s.busy.store(INSIDE, Ordering::SeqCst);
     if !s.is_tcs.load(Ordering::Acquire) {
         s.busy.store(0, Ordering::Release);
         return Err(Fault::Page(tcs));
