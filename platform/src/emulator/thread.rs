@@ -643,7 +643,8 @@ pub(super) fn enter_state(
     }
     // SAFETY: `busy` is ours now.
     let s = unsafe { &mut *state };
-    s.entered_at.store(enclave.epoch.load(Ordering::SeqCst), Ordering::SeqCst);
+    // One fence is enough: nobody looks at it before `busy` says so.
+    s.entered_at.store(enclave.epoch.load(Ordering::SeqCst), Ordering::Relaxed);
     s.busy.store(INSIDE, Ordering::SeqCst);
     if !s.is_tcs.load(Ordering::Acquire) {
         s.busy.store(0, Ordering::Release);
