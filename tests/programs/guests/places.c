@@ -26,19 +26,20 @@ static void *at_once(void *unused) {
 
 int main(void) {
     pthread_t threads[THREADS];
-    int error;
     pthread_barrier_init(&barrier, NULL, THREADS);
     for (long i = 0; i < THREADS; i++)
-        if ((error = pthread_create(&first[i], NULL, one_after_another, (void *)i))) return 2;
+        if (pthread_create(&first[i], NULL, one_after_another, (void *)i)) return 2;
     /* Where that is done by now, the rest is easy. */
     nanosleep(&(struct timespec){0, 200000000}, NULL);
     pthread_barrier_destroy(&barrier);
     pthread_barrier_init(&barrier, NULL, THREADS);
-    for (long i = 0; i < THREADS; i++)
-        if ((error = pthread_create(&threads[i], NULL, at_once, NULL))) {
-            printf("thread %ld: %s\n", i, strerror(error));
+    for (int i = 0; i < THREADS; i++) {
+        int error = pthread_create(&threads[i], NULL, at_once, NULL);
+        if (error) {
+            printf("thread %d: %s\n", i, strerror(error));
             return 3;
         }
+    }
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
     pthread_join(first[THREADS - 1], NULL);
     printf("%d at once\n", THREADS);
